@@ -1,0 +1,1 @@
+"""The law, and the words it is written in: pure, no clock, no randomness, no files."""

@@ -1,0 +1,37 @@
+"""The errors that may cross a room's border.
+
+A message says what was expected, what came, where, and what to do.
+"""
+
+
+class InstarError(Exception):
+    """Anything Instar raises on purpose."""
+
+
+class TemporaryError(InstarError):
+    """The same call may succeed later.
+
+    Args:
+        message: What was expected, what came, where, what to do.
+        retry_after_s: Seconds after which a retry makes sense; >= 0.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class PermanentError(InstarError):
+    """The same call will fail again until somebody changes its input."""
+
+
+class PolicyError(PermanentError):
+    """A policy cannot be accepted; names the key, the clause and the line."""
+
+
+class IllegalMove(PermanentError):  # noqa: N818  the domain's word, not an "Error"
+    """A candidate was asked to go where the lifecycle has no road."""
+
+
+class TamperError(PermanentError):
+    """Bytes are not what their digest, signature or chain says."""

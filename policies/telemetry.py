@@ -1,0 +1,70 @@
+"""The layout of telemetry: what the data plane appends and the monitors read, as plain data.
+
+Two kinds of segment lie in the spool, each a header line and then fixed-size records:
+
+* ``telemetry-<12 digits>.seg``: one record a row of every request, good or bad.
+* ``samples-<12 digits>.seg``: the raw input of a sampled row.
+
+The header is one line of JSON, ended by a newline: ``{"magic": "instar-spool", "format": 1, "kind": ...,
+"model": ..., "fields": [[name, dtype, shape], ...]}``. Readers build the dtype from the header, and ignore
+a torn last record. Segments are numbered upwards; the writer deletes the oldest when the spool is full, and
+a reader that finds a gap counts what it lost.
+
+Ids are hashed, so that no client text lies in a file: ``row_key`` joins a row with its label.
+"""
+
+import hashlib
+
+MAGIC = "instar-spool"
+FORMAT = 1
+
+Field = tuple[str, str, tuple[int, ...]]
+
+OUTCOMES = ("ok", "client_error", "error", "timeout", "shed")
+
+
+def row_key(request_id: str, row: int, rows: int) -> bytes:
+    """Return the 16-byte key of one row of a request: the id alone when it has a single row.
+
+    >>> row_key("a", 0, 1) == row_key("a", 1, 2)
+    False
+    """
+    text = request_id if rows == 1 else f"{request_id}/{row}"
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def group_key(group: str) -> bytes:
+    """Return the 8-byte key of a near-duplicate group."""
+    return hashlib.blake2b(group.encode(), digest_size=8).digest()
+
+
+def telemetry_fields(classes: int, embedding: int) -> list[Field]:
+    """Return the record layout of a telemetry segment.
+
+    ``outcome`` indexes ``OUTCOMES``. ``summary`` is mean, standard deviation, minimum and maximum of the
+    input row, and the mean absolute difference of neighbours along its last axis. A row that never reached
+    the model has zeros in ``logits``, ``embedding`` and ``summary`` (see ``outcome``).
+    """
+    return [
+        ("at", "<f8", ()),
+        ("row_key", "V16", ()),
+        ("group_key", "V8", ()),
+        ("generation", "<u4", ()),
+        ("outcome", "u1", ()),
+        ("batch", "<u2", ()),
+        ("latency_ms", "<f4", ()),
+        ("logits", "<f4", (classes,)),
+        ("embedding", "<f4", (embedding,)),
+        ("summary", "<f4", (5,)),
+    ]
+
+
+def sample_fields(dtype: str, shape: tuple[int, ...]) -> list[Field]:
+    """Return the record layout of a sample segment; ``shape`` is one row's, without the batch."""
+    return [
+        ("at", "<f8", ()),
+        ("row_key", "V16", ()),
+        ("group_key", "V8", ()),
+        ("generation", "<u4", ()),
+        ("input", dtype, shape),
+    ]
