@@ -1,0 +1,1 @@
+"""The control plane: the turn and everything it moves."""

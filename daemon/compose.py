@@ -1,0 +1,216 @@
+"""The one place that knows everything: puts ``instard`` together and runs it.
+
+* One control plane a state folder: the second exits with a clear word.
+* A first policy that is refused stops the start; a later one that is refused does not.
+* Two doors: the UNIX socket for what changes the world, the TCP listener for what shows it, and labels.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+
+from daemon.console.pages import pages
+from daemon.control import socket as control_socket
+from daemon.control.book import Book
+from daemon.control.jobs import Jobs
+from daemon.control.law import Law
+from daemon.control.link import Link
+from daemon.control.operators import Operators
+from daemon.control.performer import Performer
+from daemon.control.schedule import SNAPSHOT_S, VERIFY_S, Schedule
+from daemon.control.sensors import Sensors
+from daemon.control.turn import Turn
+from daemon.control.views import Views
+from daemon.ops import logs, sd
+from daemon.ops.metrics import ControlMetrics
+from daemon.rooms import check_rooms
+from daemon.settings import ControlSettings
+from daemon.store.blobs import Blobs
+from daemon.store.journal import Journal
+from daemon.store.lock import StateLock
+from daemon.store.samples import Samples
+from policies.clock import Clock, SystemClock
+from policies.document import load_task
+from policies.errors import InstarError, PolicyError
+from policies.terms import Task
+
+log = logging.getLogger(__name__)
+
+EXIT_CONFIG = 78
+
+
+@dataclass
+class Control:
+    """A control plane, whole; tests make one without processes."""
+
+    settings: ControlSettings
+    task: Task
+    book: Book
+    law: Law
+    jobs: Jobs
+    sensors: Sensors
+    samples: Samples
+    link: Link
+    turn: Turn
+    operators: Operators
+    views: Views
+    metrics: ControlMetrics
+    clock: Clock
+
+
+def assemble(settings: ControlSettings, clock: Clock) -> Control:
+    """Put a control plane together over a state folder, which it may create.
+
+    Raises:
+        InstarError: The task, the policy or the journal is refused.
+    """
+    for folder in (settings.state, settings.run, settings.jobs, settings.reports, settings.snapshots):
+        folder.mkdir(parents=True, exist_ok=True)
+    task = load_task(settings.task)
+    book = Book(Journal(settings.journal), clock)
+    blobs = Blobs(settings.blobs)
+    law = Law(settings.policy, settings.signers, task, book, blobs)
+    protocol = law.policy.modification_protocol
+    samples = Samples(settings.samples, _role_key(settings.state), protocol.data)
+    _found(task, settings.task.parent, samples)
+    sensors = Sensors(task, protocol.monitoring, settings.spool, samples, settings.snapshots, settings.seed)
+    jobs = Jobs(task, law, book, blobs, samples, settings.jobs, settings.seed)
+    link = Link(settings.serve_socket)
+    performer = Performer(book, law, jobs, blobs, link, task.model)
+    metrics = ControlMetrics(task.model)
+    turn = Turn(book, law, jobs, sensors, samples, link, performer, metrics)
+    operators = Operators(book, law, jobs, blobs, link, performer, task.model)
+    views = Views(task, book, law, turn, sensors, blobs, settings.reports)
+    live = book.ledger.live
+    sensors.load(None if live is None else live.generation)
+    return Control(
+        settings, task, book, law, jobs, sensors, samples, link, turn, operators, views, metrics, clock
+    )
+
+
+def _found(task: Task, folder: Path, samples: Samples) -> None:
+    """Take the task's founding files in; rows that are there already stay as they are.
+
+    Raises:
+        PolicyError: A file is missing or is not what the task says.
+    """
+    for source in task.sources:
+        path = folder / source.path
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                x, y = file["x"][source.first : source.last], file["y"][source.first : source.last]
+        except (OSError, ValueError, KeyError) as error:
+            raise PolicyError(f"expected arrays x and y in {path}, got {error}") from error
+        if x.shape[1:] != task.input.shape[1:] or len(x) != source.last - source.first:
+            raise PolicyError(
+                f"expected {source.last - source.first} rows of shape {task.input.shape[1:]} in {path}, "
+                f"got {x.shape}"
+            )
+        samples.ingest_source(x, y.astype(np.int64), regime=0, at=0.0)
+
+
+def _role_key(state: Path) -> bytes:
+    """Return the secret that roles are drawn with; made once, readable by this user alone."""
+    path = state / "role.key"
+    if not path.is_file():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(os.urandom(32))
+    return path.read_bytes()
+
+
+async def serve(control: Control) -> None:
+    """Run until a signal: the schedule in its threads, the two doors in this loop."""
+    settings, book = control.settings, control.book
+    schedule = Schedule(control.clock, control.metrics, lambda jump: _jumped(book, jump))
+    control.turn.verify()
+    control.jobs.recover()
+    book.write("control.started", pid=os.getpid(), version=version("instar"))
+    schedule.every(settings.turn_s, "turn", lambda: _turn(control))
+    schedule.every(VERIFY_S, "verify", control.turn.verify)
+    schedule.every(SNAPSHOT_S, "snapshot", lambda: _snapshot(control))
+    inner = control_socket.app(control.views, control.operators, control.law, control.turn)
+    outer = Starlette(routes=pages(Page(control), lambda task, labels: _labels(control, task, labels)))
+    settings.control_socket.unlink(missing_ok=True)
+    host, _, port = settings.listen.rpartition(":")
+    doors = [
+        uvicorn.Server(
+            uvicorn.Config(inner, uds=str(settings.control_socket), log_config=None, access_log=False)
+        ),
+        uvicorn.Server(uvicorn.Config(outer, host=host, port=int(port), log_config=None, access_log=False)),
+    ]
+    schedule.start()
+    sd.notify(READY="1", STATUS=f"{control.views.phase()}")
+    try:
+        await asyncio.gather(*(door.serve() for door in doors))
+    finally:
+        sd.notify(STOPPING="1")
+        schedule.stop()
+        _snapshot(control)
+        control.jobs.stop()
+
+
+class Page:
+    """What the pages may see."""
+
+    def __init__(self, control: Control) -> None:
+        views = control.views
+        self.status = views.status
+        self.candidates = views.candidates
+        self.history = views.history
+        self.report = views.report
+        self.metrics = control.metrics.exposition
+
+
+def _turn(control: Control) -> None:
+    control.turn.run()
+    with control.turn.lock:
+        control.metrics.fold(
+            stages=control.views.count_stages(),
+            frozen=control.book.ledger.frozen is not None,
+            entries=control.book.ledger.entries,
+            chain_valid=control.turn.journal_valid,
+            newcomer_share=0.0 if control.turn.observed is None else control.turn.observed.newcomer_share,
+            pending_since=control.views.pending_since(),
+            free_bytes=control.views.free_bytes(),
+        )
+
+
+def _snapshot(control: Control) -> None:
+    with control.turn.lock:
+        control.sensors.save()
+
+
+def _labels(control: Control, task: str, labels: list[tuple[str, int | str]]) -> int:
+    if task != control.task.name:
+        raise KeyError(task)
+    return control.sensors.take_labels(labels, control.clock.now())
+
+
+def _jumped(book: Book, jump: float) -> None:
+    book.write("clock.jumped", seconds=round(jump, 3))
+    log.warning("the wall clock jumped by %.1f s", jump)
+
+
+def instard() -> None:
+    """Run the control plane; the command ``instard``."""
+    settings = ControlSettings.from_args(sys.argv[1:], dict(os.environ))
+    logs.setup(settings.log_level)
+    try:
+        check_rooms()
+        with StateLock(settings.state / "instard.lock"):
+            control = assemble(settings, SystemClock())
+            with contextlib.suppress(KeyboardInterrupt):
+                asyncio.run(serve(control))
+    except InstarError as error:
+        log.critical("%s", error)
+        sys.stderr.write(f"instard: {error}\n")
+        sys.exit(EXIT_CONFIG)

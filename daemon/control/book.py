@@ -1,0 +1,40 @@
+"""Journal and ledger in lockstep: what is written is folded, and nothing is folded that is not written."""
+
+import logging
+from typing import Any
+
+from daemon.control.ledger import Ledger
+from daemon.store.journal import Entry, Journal
+from policies.clock import Clock
+from policies.lifecycle import Stage
+from policies.world import Candidate
+
+log = logging.getLogger(__name__)
+
+
+class Book:
+    """The one writer of the journal."""
+
+    def __init__(self, journal: Journal, clock: Clock) -> None:
+        self.journal = journal
+        self.clock = clock
+        self.ledger = Ledger.fold(journal.entries())
+
+    def write(self, kind: str, **body: Any) -> Entry:
+        """Append an entry, durably, then fold it in."""
+        entry = self.journal.append(kind, body, self.clock.now())
+        self.ledger.apply(entry)
+        return entry
+
+    def move(self, candidate: Candidate, to: Stage, reason: str, **changes: Any) -> Entry:
+        """Move a candidate along the lifecycle and tell its story in the log."""
+        entry = self.write(
+            "candidate.moved",
+            candidate=candidate.id,
+            **{"from": candidate.stage.value, "to": to.value},
+            reason=reason,
+            **changes,
+        )
+        now = self.ledger.candidates[candidate.id]
+        log.info("candidate=%s stage=%s generation=%s: %s", now.id, now.stage, now.generation, reason)
+        return entry

@@ -1,0 +1,404 @@
+"""Briefs and cases: what control hands to its workers, and what it takes back.
+
+* A search sees roles train, search and replay; a panel sees the gate. Neither sees the other's.
+* Everything that comes back is checked against its digest before it is believed.
+* The journal is written before a worker starts, so that a killed control plane knows what it began.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from daemon.control import workers
+from daemon.control.book import Book
+from daemon.control.law import Law
+from daemon.control.ledger import OpenSearch
+from daemon.control.workers import Allowance, Worker
+from daemon.store.blobs import Blobs
+from daemon.store.samples import Samples
+from policies import limits, rules
+from policies.case import Case, PanelResult
+from policies.errors import TamperError
+from policies.lifecycle import Stage
+from policies.terms import Artefact, Brief, Limits, SearchResult, Task, Trigger, TriggerKind
+from policies.wire import canonical, digest_bytes
+from policies.world import Candidate, Job, JobState, Kind
+
+log = logging.getLogger(__name__)
+
+_FAR = 10_000
+_MAX_NEW = 4000
+_MAX_REPLAY = 4000
+_TRAFFIC_ROWS = 400
+
+
+class Jobs:
+    """The search and the panel that are at work, at most one of each."""
+
+    def __init__(
+        self, task: Task, law: Law, book: Book, blobs: Blobs, samples: Samples, folder: Path, seed: int
+    ) -> None:
+        self._task = task
+        self._law = law
+        self._book = book
+        self._blobs = blobs
+        self._samples = samples
+        self._folder = folder
+        self._seed = seed
+        self._search: Worker | None = None
+        self._panel: tuple[str, Worker] | None = None
+
+    # -- search -----------------------------------------------------------------------------------------
+
+    def start_search(self, trigger: Trigger) -> None:
+        """Write the brief, journal the intent, start the worker."""
+        number = self._book.ledger.searches + 1
+        name = f"search-{number}"
+        seed = self._seed * 1000 + number
+        brief = self._brief(name, trigger, seed)
+        (self._folder / name / "brief.json").write_bytes(canonical(brief))
+        self._begin(name, trigger, seed, attempt=1, charged=0.0, budget=brief.budget_cpu_s)
+
+    def recover(self) -> None:
+        """Find the workers that a former control plane left; start again what was lost."""
+        now = self._book.clock.now()
+        opened = self._book.ledger.search
+        if opened is not None:
+            self._search = workers.find(
+                self._folder / opened.id, "result.json", self._search_allowance(), now
+            )
+            if self._search is None:
+                self._restart(opened)
+        candidate = self._book.ledger.open_candidate
+        if candidate is not None and candidate.stage is Stage.EXPORTED:
+            found = workers.find(self._panel_folder(candidate.id), "panel.json", self._panel_allowance(), now)
+            if found is not None:
+                self._panel = (candidate.id, found)
+
+    def search_job(self, now: float) -> Job | None:
+        """Return how the open search stands."""
+        opened = self._book.ledger.search
+        if opened is None:
+            return None
+        if self._search is None:
+            state, detail, cpu_s = JobState.FAILED, "its worker is lost", opened.charged_cpu_s
+        else:
+            state = self._search.poll(now)
+            detail, cpu_s = self._search.ended or "", self._search.cpu_s + opened.charged_cpu_s
+        return Job(
+            id=opened.id,
+            kind="search",
+            state=state,
+            started_at=opened.started_at,
+            attempts=opened.attempts,
+            cpu_s=cpu_s,
+            detail=detail,
+        )
+
+    def close_search(self, outcome: str, reason: str, now: float) -> None:
+        """Charge the open search and close it."""
+        job = self.search_job(now)
+        trigger = self._book.ledger.trigger
+        if job is None or trigger is None:
+            return
+        self._book.write(
+            "search.ended",
+            id=job.id,
+            outcome=outcome,
+            reason=reason,
+            kind=trigger.kind.value,
+            cpu_s=round(job.cpu_s, 3),
+            wall_s=round(now - job.started_at, 3),
+        )
+        log.info("search=%s outcome=%s cpu_s=%.1f: %s", job.id, outcome, job.cpu_s, reason)
+        self._search = None
+
+    def adopt(self, now: float) -> None:
+        """Take the winner in as a candidate; charge the search.
+
+        Raises:
+            TamperError: A file is not what the result says of it.
+        """
+        opened, trigger = self._book.ledger.search, self._book.ledger.trigger
+        if opened is None or trigger is None:
+            return
+        out = self._folder / opened.id / "out"
+        result = self._result(out)
+        number = opened.id.rpartition("-")[2]
+        name = f"c{number}-{result.bundle.digest[7:13]}"
+        if name not in self._book.ledger.candidates:
+            state = self._blobs.put(_checked(out, result.state))
+            archive = self._blobs.put(_checked(out, result.archive))
+            record = self._candidate(name, trigger, result, now)
+            self._book.write(
+                "candidate.moved",
+                candidate=name,
+                **{"from": None, "to": Stage.PROPOSED.value},
+                reason=f"{opened.id} looked at {result.architectures} architectures",
+                record=record.model_dump(mode="json"),
+                state=state,
+                archive=archive,
+                search=opened.id,
+            )
+            log.info("candidate=%s stage=PROPOSED generation=None: by %s", name, opened.id)
+        self.close_search("done", "a candidate was found", now)
+
+    def export(self, candidate: Candidate) -> None:
+        """Take the candidate's bytes in under their digest, or abandon it."""
+        out = self._search_out(candidate)
+        try:
+            raw = _checked(out, self._result(out).bundle)
+        except TamperError as error:
+            self._book.move(candidate, Stage.ABANDONED, str(error))
+            return
+        digest = self._blobs.put(raw)
+        self._book.move(candidate, Stage.EXPORTED, f"{len(raw)} bytes, {digest}", bundle=digest)
+
+    # -- panel ------------------------------------------------------------------------------------------
+
+    def start_panel(self, candidate: Candidate) -> None:
+        """Write the case, journal the intent, start the guard worker."""
+        attempt = self._book.ledger.judge_attempts.get(candidate.id, 0) + 1
+        folder = self._panel_folder(candidate.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        case = self._case(candidate, folder)
+        path = folder / "case.json"
+        path.write_bytes(canonical(case))
+        self._book.write("judge.started", candidate=candidate.id, attempt=attempt)
+        log.info("candidate=%s stage=%s attempt=%d: the panel sits", candidate.id, candidate.stage, attempt)
+        worker = workers.start(
+            "guards", path, folder, "panel.json", self._panel_allowance(), self._book.clock
+        )
+        self._panel = (candidate.id, worker)
+
+    def panel_job(self, now: float) -> Job | None:
+        """Return how the panel stands."""
+        candidate = self._book.ledger.open_candidate
+        if self._panel is None or candidate is None or self._panel[0] != candidate.id:
+            return None
+        worker = self._panel[1]
+        state = worker.poll(now)
+        attempts = self._book.ledger.judge_attempts.get(candidate.id, 1)
+        if state is JobState.FAILED and candidate.id not in self._book.ledger.judge_failed:
+            self._book.write("judge.failed", candidate=candidate.id, reason=worker.ended or "")
+        return Job(
+            id=candidate.id,
+            kind="panel",
+            state=state,
+            started_at=candidate.since,
+            attempts=max(1, attempts),
+            cpu_s=worker.cpu_s,
+            detail=worker.ended or "",
+        )
+
+    def panel_result(self, candidate: Candidate) -> tuple[PanelResult, bytes]:
+        """Return the panel's verdicts and its report.
+
+        Raises:
+            TamperError: A file is not what the panel says of it.
+        """
+        out = self._panel_folder(candidate.id) / "out"
+        try:
+            result = PanelResult.model_validate_json((out / "panel.json").read_bytes())
+        except (OSError, ValidationError) as error:
+            raise TamperError(f"expected a panel's result in {out}, got {error}") from error
+        report = _checked(out, Artefact(path="report.html", digest=result.report))
+        if result.candidate != candidate.id:
+            raise TamperError(f"expected a panel on {candidate.id}, got one on {result.candidate}")
+        return result, report
+
+    def stop(self) -> None:
+        """End the workers; an ordered stop of the daemon does, a crash does not."""
+        for worker in (self._search, self._panel[1] if self._panel else None):
+            if worker is not None:
+                worker.stop()
+
+    # -- making -----------------------------------------------------------------------------------------
+
+    def _brief(self, name: str, trigger: Trigger, seed: int) -> Brief:
+        policy = self._law.policy
+        clause = policy.modification_protocol.search
+        founding = trigger.kind is TriggerKind.FOUNDING
+        folder = self._folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        data = self._samples.export_search(
+            folder / "data.npz",
+            since=rules.change_since(trigger),
+            max_new=_FAR if founding else _MAX_NEW,
+            max_replay=_MAX_REPLAY,
+            seed=seed,
+        )
+        live = self._book.ledger.live_candidate
+        left = None if live is None else self._book.ledger.heritage[live.id]
+        size = policy.description_of_modifications.size
+        return Brief(
+            id=name,
+            kind=trigger.kind,
+            task=self._task,
+            seed=seed,
+            budget_cpu_s=clause.founding_cpu_s if founding else clause.budget_cpu_s,
+            max_memory_bytes=clause.max_memory_bytes,
+            # Nothing is served while the first generation trains: it may have all cores.
+            threads=max(1, os.cpu_count() or 1) if founding else clause.threads,
+            limits=Limits(
+                max_params=size.max_params,
+                max_size_bytes=size.max_size_bytes,
+                max_p99_ms=policy.modification_protocol.evaluation.latency.max_p99_ms,
+                max_edit_distance=_FAR
+                if founding
+                else policy.description_of_modifications.architecture.max_edit_distance,
+            ),
+            data=data,
+            parent_generation=0 if self._book.ledger.live is None else self._book.ledger.live.generation,
+            parent_genome=None if live is None else live.genome,
+            parent_state=None if left is None else self._blob(left.state),
+            parent_archive=None if left is None else self._blob(left.archive),
+        )
+
+    def _case(self, candidate: Candidate, folder: Path) -> Case:
+        ledger = self._book.ledger
+        data = self._law.policy.modification_protocol.data
+        live = ledger.live_candidate
+        baseline = None if ledger.baseline is None else ledger.candidates[ledger.baseline]
+        gate = self._samples.export_gate(
+            folder / "gate.npz",
+            since=rules.change_since(candidate.trigger),
+            max_rows=data.max_gate_rows,
+            seed=self._seed,
+        )
+        if candidate.bundle is None:
+            raise ValueError(f"expected an exported bundle on {candidate.id}")
+        return Case(
+            candidate=candidate.id,
+            task=self._task,
+            trigger=candidate.trigger,
+            genome=candidate.genome,
+            incumbent_genome=None if live is None else live.genome,
+            bundle=self._blob(candidate.bundle),
+            incumbent=None if live is None or live.bundle is None else self._blob(live.bundle),
+            baseline=None if baseline is None or baseline.bundle is None else self._blob(baseline.bundle),
+            gate=gate,
+            traffic=self._samples.export_traffic(folder / "traffic.npz", max_rows=_TRAFFIC_ROWS),
+            policy=self._law.policy,
+            policy_digest=self._law.digest,
+            search=self._result(self._search_out(candidate)),
+            baseline_distance=candidate.baseline_distance,
+            incumbent_distance=candidate.incumbent_distance,
+            demo_key=self._law.demo_key,
+        )
+
+    def _candidate(self, name: str, trigger: Trigger, result: SearchResult, now: float) -> Candidate:
+        ledger = self._book.ledger
+        live = ledger.live_candidate
+        baseline = None if ledger.baseline is None else ledger.candidates[ledger.baseline]
+        founding = trigger.kind is TriggerKind.FOUNDING
+        return Candidate(
+            id=name,
+            kind=Kind.FOUNDING if founding else Kind.ADAPTATION,
+            stage=Stage.PROPOSED,
+            since=now,
+            trigger=trigger,
+            genome=result.winner,
+            base_generation=0 if ledger.live is None else ledger.live.generation,
+            incumbent_distance=0 if live is None else limits.edit_distance(result.winner, live.genome),
+            baseline_distance=0 if baseline is None else limits.edit_distance(result.winner, baseline.genome),
+        )
+
+    def _begin(
+        self, name: str, trigger: Trigger, seed: int, *, attempt: int, charged: float, budget: float
+    ) -> None:
+        self._book.write(
+            "search.started",
+            id=name,
+            trigger=trigger.id,
+            kind=trigger.kind.value,
+            seed=seed,
+            attempt=attempt,
+            charged_cpu_s=charged,
+            budget_cpu_s=budget,
+        )
+        folder = self._folder / name
+        log.info("search=%s trigger=%s attempt=%d budget_cpu_s=%.0f", name, trigger.id, attempt, budget)
+        self._search = workers.start(
+            "search",
+            folder / "brief.json",
+            folder,
+            "result.json",
+            self._search_allowance(),
+            self._book.clock,
+        )
+
+    def _restart(self, opened: OpenSearch) -> None:
+        """Begin a lost search again from its brief, charging what it had used."""
+        trigger = self._book.ledger.trigger
+        path = self._folder / opened.id / "brief.json"
+        if trigger is None or not path.is_file():
+            return
+        used = opened.charged_cpu_s + _progress_cpu_s(path.parent / "out" / "progress.json")
+        brief = Brief.model_validate_json(path.read_bytes())
+        self._begin(
+            opened.id,
+            trigger,
+            opened.seed,
+            attempt=opened.attempts + 1,
+            charged=used,
+            budget=brief.budget_cpu_s,
+        )
+
+    def _result(self, out: Path) -> SearchResult:
+        try:
+            return SearchResult.model_validate_json((out / "result.json").read_bytes())
+        except (OSError, ValidationError) as error:
+            raise TamperError(f"expected a search result in {out}, got {error}") from error
+
+    def _search_out(self, candidate: Candidate) -> Path:
+        number = candidate.id.partition("-")[0].removeprefix("c")
+        return self._folder / f"search-{number}" / "out"
+
+    def _panel_folder(self, candidate: str) -> Path:
+        return self._folder / f"panel-{candidate}"
+
+    def _search_allowance(self) -> Allowance:
+        clause = self._law.policy.modification_protocol.search
+        founding = self._book.ledger.live is None
+        budget = clause.founding_cpu_s if founding else clause.budget_cpu_s
+        # The worker keeps its own budget; twice that, from outside, is for one that does not.
+        return Allowance(
+            cpu_s=2 * budget + 30,
+            memory_bytes=clause.max_memory_bytes,
+            wall_s=clause.timeout_s,
+            threads=max(1, os.cpu_count() or 1) if founding else clause.threads,
+        )
+
+    def _panel_allowance(self) -> Allowance:
+        panel = self._law.policy.modification_protocol.evaluation.panel
+        wall = panel.timeout_s * (len(panel.required) + 1) * panel.attempts
+        return Allowance(cpu_s=wall, memory_bytes=4_000_000_000, wall_s=wall, threads=1)
+
+    def _blob(self, digest: str) -> Artefact:
+        return Artefact(path=str(self._blobs.path(digest)), digest=digest)
+
+
+def _checked(folder: Path, artefact: Artefact) -> bytes:
+    """Return an artefact's bytes, which are what its digest says.
+
+    Raises:
+        TamperError: They are not, or there are none.
+    """
+    try:
+        raw = (folder / artefact.path).read_bytes()
+    except OSError as error:
+        raise TamperError(f"expected {artefact.path} in {folder}, got {error}") from error
+    if digest_bytes(raw) != artefact.digest:
+        raise TamperError(f"expected {artefact.digest} in {folder / artefact.path}, got {digest_bytes(raw)}")
+    return raw
+
+
+def _progress_cpu_s(path: Path) -> float:
+    try:
+        return float(json.loads(path.read_bytes())["cpu_s"])
+    except FileNotFoundError:
+        return 0.0

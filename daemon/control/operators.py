@@ -1,0 +1,168 @@
+"""What operators ask for: approve, decline, freeze, thaw, roll back; each one journalled act of a person."""
+
+import logging
+
+from daemon.control.book import Book
+from daemon.control.jobs import Jobs
+from daemon.control.law import Law
+from daemon.control.link import Link
+from daemon.control.performer import Performer
+from daemon.control.state import wanted
+from daemon.store.blobs import Blobs
+from guards import approval as gate
+from policies.approvals import tally
+from policies.errors import InstarError, PermanentError
+from policies.lifecycle import Stage
+from policies.terms import Dossier, Subject
+from policies.world import Candidate, Kind
+
+log = logging.getLogger(__name__)
+
+
+class Operators:
+    """The people's side of control."""
+
+    def __init__(
+        self, book: Book, law: Law, jobs: Jobs, blobs: Blobs, link: Link, performer: Performer, model: str
+    ) -> None:
+        self._book = book
+        self._law = law
+        self._jobs = jobs
+        self._blobs = blobs
+        self._link = link
+        self._performer = performer
+        self._model = model
+
+    def find(self, prefix: str) -> Candidate:
+        """Return the candidate that an id or a unique beginning of one names.
+
+        Raises:
+            PermanentError: None or several match.
+        """
+        known = self._book.ledger.candidates
+        if prefix in known:
+            return known[prefix]
+        found = [name for name in known if name.startswith(prefix)]
+        if len(found) != 1:
+            told = "none does" if not found else f"{len(found)} do: {', '.join(found)}"
+            raise PermanentError(f"expected {prefix!r} to name one candidate, {told}; see instar candidates")
+        return known[found[0]]
+
+    def subject(self, candidate: Candidate) -> Subject | None:
+        """Return what an approval of this candidate must speak of; None before its dossier is sealed."""
+        if candidate.dossier is None:
+            return None
+        dossier = Dossier.model_validate_json(self._blobs.read(candidate.dossier))
+        return dossier.subject(candidate.dossier)
+
+    def approve(self, prefix: str, raw: bytes, signature: str) -> tuple[int, str]:
+        """Take a signed approval or decline in.
+
+        Returns:
+            The journal's sequence number, and where the candidate stands.
+
+        Raises:
+            InstarError: It is refused; the refusal is journalled.
+        """
+        candidate = self.find(prefix)
+        subject = self.subject(candidate)
+        if subject is None or candidate.stage is not Stage.CLEARED:
+            raise PermanentError(
+                f"expected a candidate in stage CLEARED, {candidate.id} is {candidate.stage}: "
+                f"{candidate.reason}"
+            )
+        clause = self._law.policy.modification_protocol.approval
+        now = self._book.clock.now()
+        try:
+            approval = gate.verify(
+                raw,
+                signature,
+                signers=self._law.signers(),
+                clause=clause,
+                subject=subject,
+                now=now,
+                spent_nonces=self._book.ledger.nonces(),
+            )
+        except InstarError as error:
+            self._book.write("approval.refused", candidate=candidate.id, reason=str(error))
+            log.warning("candidate=%s approval refused: %s", candidate.id, error)
+            raise
+        entry = self._book.write(
+            "approval.received",
+            candidate=candidate.id,
+            principal=approval.principal,
+            decision=approval.decision,
+            reason=approval.reason,
+            approval=approval.model_dump(mode="json"),
+            signature=signature,
+        )
+        log.info("candidate=%s %s by %s", candidate.id, approval.decision, approval.principal)
+        given = self._book.ledger.candidates[candidate.id].approvals
+        return entry.seq, tally(given, clause, now)
+
+    def freeze(self, by: str, reason: str) -> int:
+        """Stop adaptation; serving goes on."""
+        if self._book.ledger.frozen is not None:
+            raise PermanentError(f"already frozen by {self._book.ledger.frozen.by}; thaw first")
+        return self._book.write("freeze", by=by, reason=reason).seq
+
+    def thaw(self, by: str, reason: str) -> int:
+        """Let adaptation go on."""
+        if self._book.ledger.frozen is None:
+            raise PermanentError("expected a frozen system, it is not frozen")
+        return self._book.write("thaw", by=by, reason=reason).seq
+
+    def rollback(self, by: str, reason: str, to: int | None) -> int:
+        """Take a newcomer off probation, or bring a retired generation's bytes back under a new number.
+
+        Raises:
+            PermanentError: There is nothing to go back to, or the data plane cannot load it.
+            TemporaryError: The data plane does not answer.
+        """
+        ledger = self._book.ledger
+        candidate = ledger.open_candidate
+        if to is None and candidate is not None and candidate.stage is Stage.PROBATION:
+            if ledger.live is None:
+                raise PermanentError("the first generation is on probation: there is nothing to go back to")
+            seq = self._book.write("rollback.requested", by=by, reason=reason, to=None).seq
+            self._book.move(candidate, Stage.ROLLED_BACK, f"rolled back by {by}: {reason}")
+            self._performer.reconcile()
+            return seq
+        target = self._retired(to)
+        generation = ledger.last_generation + 1
+        self._expire_open(by)
+        share = self._law.policy.modification_protocol.probation.share
+        deployment = wanted(ledger, self._model, share, staging=(target.id, generation))
+        seq = self._book.write("rollback.requested", by=by, reason=reason, to=target.generation).seq
+        self._link.apply(deployment.model_copy(update={"revision": seq}))
+        live = 0 if ledger.live is None else ledger.live.generation
+        self._book.move(
+            target,
+            Stage.STAGED,
+            f"rolled back to by {by}: {reason}",
+            generation=generation,
+            base_generation=live,
+            kind=Kind.ROLLBACK.value,
+        )
+        return seq
+
+    def _expire_open(self, by: str) -> None:
+        candidate = self._book.ledger.open_candidate
+        if candidate is None:
+            return
+        if candidate.stage is Stage.PROBATION:
+            self._book.move(candidate, Stage.ROLLED_BACK, f"{by} rolls back")
+        else:
+            self._book.move(candidate, Stage.EXPIRED, f"{by} rolls back")
+
+    def _retired(self, to: int | None) -> Candidate:
+        retired = [c for c in self._book.ledger.candidates.values() if c.stage is Stage.RETIRED]
+        retired.sort(key=lambda c: c.generation or 0)
+        if to is not None:
+            retired = [c for c in retired if c.generation == to]
+        if not retired:
+            wanted_text = "a retired generation" if to is None else f"retired generation {to}"
+            raise PermanentError(
+                f"expected {wanted_text} to go back to, there is none; see instar candidates"
+            )
+        return retired[-1]

@@ -1,0 +1,208 @@
+"""The acts, performed: one small method an act, each safe to perform again.
+
+* What changes traffic for the better is recorded before it is visible; ``reconcile`` makes it visible.
+* A candidate that cannot be staged is tried a few times, then abandoned: it never had traffic.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from daemon.control.book import Book
+from daemon.control.jobs import Jobs
+from daemon.control.law import Law
+from daemon.control.link import Link
+from daemon.control.state import wanted
+from daemon.store.blobs import Blobs
+from policies import acts
+from policies.clearance import clear
+from policies.errors import PermanentError, TamperError
+from policies.lifecycle import Stage
+from policies.terms import Deployment, Dossier, Finding
+from policies.wire import canonical, digest_bytes
+from policies.world import Candidate
+
+log = logging.getLogger(__name__)
+
+_STAGE_ATTEMPTS = 3
+
+
+class Performer:
+    """Performs acts; everything it knows is passed in."""
+
+    def __init__(self, book: Book, law: Law, jobs: Jobs, blobs: Blobs, link: Link, model: str) -> None:
+        self._book = book
+        self._law = law
+        self._jobs = jobs
+        self._blobs = blobs
+        self._link = link
+        self._model = model
+        self._paged: set[str] = set()
+        self._table: dict[type, Callable[[Any, float], None]] = {
+            acts.OpenTrigger: self._open_trigger,
+            acts.LapseTrigger: self._lapse_trigger,
+            acts.StartSearch: lambda act, _now: self._jobs.start_search(act.trigger),
+            acts.AdoptSearch: self._adopt,
+            acts.CloseSearch: lambda act, now: self._jobs.close_search("failed", act.reason, now),
+            acts.Export: lambda act, _now: self._jobs.export(self._candidate(act.candidate)),
+            acts.Judge: lambda act, _now: self._jobs.start_panel(self._candidate(act.candidate)),
+            acts.Seal: self._seal,
+            acts.Move: self._move,
+            acts.StageSlot: self._stage,
+            acts.BeginProbation: self._begin_probation,
+            acts.Promote: self._promote,
+            acts.Revert: self._revert,
+            acts.Retire: self._retire,
+            acts.Page: lambda act, _now: self.page(act.what, act.why),
+        }
+
+    def perform(self, act: acts.Act, now: float) -> None:
+        """Perform one act.
+
+        Raises:
+            TemporaryError: The data plane does not answer; the next turn plans the act again.
+        """
+        self._table[type(act)](act, now)
+
+    def reconcile(self) -> None:
+        """Have the data plane serve what the ledger says, if it does not yet.
+
+        Raises:
+            TemporaryError: It does not answer.
+            PermanentError: It refuses the wanted state, and serves what it served.
+        """
+        target = wanted(self._book.ledger, self._model, self._share())
+        observed = self._link.observed()
+        if target.stable is None and target.newcomer is None and observed.stable is None:
+            return
+        if not observed.matches(target):
+            self._apply(target)
+
+    def page(self, what: str, why: str) -> None:
+        """Call a person, once for the same thing."""
+        if what in self._paged:
+            return
+        self._paged.add(what)
+        self._book.write("page", what=what, why=why)
+        log.error("page: %s: %s", what, why)
+
+    # -- triggers and searches --------------------------------------------------------------------------
+
+    def _open_trigger(self, act: acts.OpenTrigger, _now: float) -> None:
+        trigger = act.trigger
+        self._book.write(
+            "trigger",
+            id=trigger.id,
+            kind=trigger.kind.value,
+            reason=trigger.reason,
+            clause=trigger.clause,
+            trigger=trigger.model_dump(mode="json"),
+        )
+        log.info("trigger=%s clause=%s: %s", trigger.id, trigger.clause, trigger.reason)
+
+    def _lapse_trigger(self, act: acts.LapseTrigger, _now: float) -> None:
+        self._book.write("trigger.lapsed", id=act.trigger, reason=act.reason)
+        log.info("trigger=%s lapsed: %s", act.trigger, act.reason)
+
+    def _adopt(self, _act: acts.AdoptSearch, now: float) -> None:
+        try:
+            self._jobs.adopt(now)
+        except TamperError as error:
+            self._jobs.close_search("failed", str(error), now)
+
+    # -- candidates -------------------------------------------------------------------------------------
+
+    def _candidate(self, name: str) -> Candidate:
+        return self._book.ledger.candidates[name]
+
+    def _seal(self, act: acts.Seal, now: float) -> None:
+        candidate = self._candidate(act.candidate)
+        ledger = self._book.ledger
+        try:
+            result, report = self._jobs.panel_result(candidate)
+        except TamperError as error:
+            self._book.move(candidate, Stage.ABANDONED, str(error))
+            return
+        if candidate.bundle is None:
+            raise ValueError(f"expected an exported bundle on {candidate.id}")
+        baseline = None if ledger.baseline is None else ledger.candidates[ledger.baseline].bundle
+        dossier = Dossier(
+            candidate=candidate.id,
+            bundle=candidate.bundle,
+            incumbent=None if ledger.live is None else ledger.live.bundle,
+            baseline=baseline,
+            policy=self._law.digest,
+            trigger=candidate.trigger,
+            genome=candidate.genome,
+            verdicts=result.verdicts,
+            report=self._blobs.put(report),
+            sealed_at=now,
+            nonce=secrets.token_hex(16),
+        )
+        raw = canonical(dossier)
+        digest = self._blobs.put(raw)
+        findings = {verdict.guard: verdict.finding.value for verdict in result.verdicts}
+        self._book.write(
+            "dossier.sealed",
+            candidate=candidate.id,
+            digest=digest,
+            report=dossier.report,
+            findings=findings,
+            verdicts=[verdict.model_dump(mode="json") for verdict in result.verdicts],
+        )
+        panel = self._law.policy.modification_protocol.evaluation.panel
+        clearance = clear(result.verdicts, panel, founding=dossier.incumbent is None)
+        to = Stage.CLEARED if clearance.outcome == "cleared" else Stage.REJECTED
+        passed = sum(v.finding is Finding.PASS for v in result.verdicts)
+        log.info("candidate=%s verdicts=%d passed=%d", candidate.id, len(result.verdicts), passed)
+        self._book.move(self._candidate(candidate.id), to, clearance.reason)
+
+    def _move(self, act: acts.Move, _now: float) -> None:
+        self._book.move(self._candidate(act.candidate), act.to, act.reason)
+
+    def _stage(self, act: acts.StageSlot, _now: float) -> None:
+        candidate = self._candidate(act.candidate)
+        target = wanted(self._book.ledger, self._model, self._share(), staging=(candidate.id, act.generation))
+        try:
+            self._apply(target)
+        except PermanentError as error:
+            self._book.write("stage.failed", candidate=candidate.id, reason=str(error))
+            failures = self._book.ledger.stage_failures[candidate.id]
+            log.warning("candidate=%s could not be staged (%d): %s", candidate.id, failures, error)
+            if failures >= _STAGE_ATTEMPTS:
+                reason = f"not staged in {failures} attempts: {error}"
+                self._book.move(self._candidate(candidate.id), Stage.ABANDONED, reason)
+            return
+        self._book.move(
+            candidate, Stage.STAGED, "self-tested and warm, no traffic yet", generation=act.generation
+        )
+
+    def _begin_probation(self, act: acts.BeginProbation, _now: float) -> None:
+        candidate = self._candidate(act.candidate)
+        self._book.move(candidate, Stage.PROBATION, f"{100 * act.share:.0f} % of the traffic")
+        self.reconcile()
+
+    def _promote(self, act: acts.Promote, _now: float) -> None:
+        self._book.move(self._candidate(act.candidate), Stage.LIVE, act.reason)
+        self.reconcile()
+
+    def _revert(self, act: acts.Revert, _now: float) -> None:
+        self._book.move(self._candidate(act.candidate), Stage.ROLLED_BACK, act.reason)
+        self.reconcile()
+        if act.page:
+            self.page(f"candidate {act.candidate} was rolled back", act.reason)
+
+    def _retire(self, act: acts.Retire, _now: float) -> None:
+        self._book.move(self._candidate(act.candidate), Stage.RETIRED, act.reason)
+
+    # -- the data plane ---------------------------------------------------------------------------------
+
+    def _share(self) -> float:
+        return self._law.policy.modification_protocol.probation.share
+
+    def _apply(self, target: Deployment) -> None:
+        plain = target.model_dump(mode="json", exclude={"revision"})
+        intent = self._book.write("deploy.intent", deployment=plain, digest=digest_bytes(canonical(plain)))
+        self._link.apply(target.model_copy(update={"revision": intent.seq}))
+        self._book.write("deploy.done", revision=intent.seq)

@@ -1,0 +1,213 @@
+"""The turn: read, reconcile, plan, perform, record. ``now`` is read once.
+
+* Killed anywhere and run again, it comes to the same end.
+* A data plane that does not answer stops what touches it; monitors and records go on.
+* A journal that does not verify stops every act: what cannot be recorded truly is not done.
+* The catch-all here is one of two in the house (the other is the panel's): a turn that raised is journalled
+  and the next one runs.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from daemon.control.book import Book
+from daemon.control.jobs import Jobs
+from daemon.control.law import Law
+from daemon.control.link import Link, Observed
+from daemon.control.performer import Performer
+from daemon.control.sensors import Sensors
+from daemon.ops.metrics import ControlMetrics
+from daemon.store.samples import Samples
+from policies import rules
+from policies.errors import InstarError, PermanentError, TamperError, TemporaryError
+from policies.lifecycle import Stage
+from policies.plan import Plan, plan
+from policies.status import Blocked
+from policies.terms import Level, Signal
+from policies.world import Kind, RowCounts, World
+
+log = logging.getLogger(__name__)
+
+Hook = Callable[[str], None]
+
+
+def _no_hook(_place: str) -> None:
+    """Do nothing between two acts; tests kill the turn here."""
+
+
+class Turn:
+    """One decision after another over the same world."""
+
+    def __init__(
+        self,
+        book: Book,
+        law: Law,
+        jobs: Jobs,
+        sensors: Sensors,
+        samples: Samples,
+        link: Link,
+        performer: Performer,
+        metrics: ControlMetrics,
+        hook: Hook = _no_hook,
+    ) -> None:
+        self._book = book
+        self._law = law
+        self._jobs = jobs
+        self._sensors = sensors
+        self._samples = samples
+        self._link = link
+        self._performer = performer
+        self._metrics = metrics
+        self._hook = hook
+        self.lock = threading.RLock()
+        self.signals: tuple[Signal, ...] = ()
+        self.blocked: tuple[Blocked, ...] = ()
+        self.rows = RowCounts(train=0, search=0, gate=0)
+        self.observed: Observed | None = None
+        self.serving = "not asked yet"
+        self.journal_valid: bool | None = None
+        self._levels: dict[str, Level] = {}
+
+    def run(self) -> Plan | None:
+        """Run one turn; return its plan, or None when it could not be made."""
+        with self.lock:
+            now = self._book.clock.now()
+            try:
+                return self._run(now)
+            except Exception as error:
+                log.exception("turn failed")
+                self.blocked = (
+                    Blocked(what="the last turn failed", why=repr(error)[:500], remedy="see instard's log"),
+                )
+                self._record_failure(error)
+                return None
+
+    def verify(self) -> None:
+        """Verify the journal's chain; a broken one stops every act."""
+        found = self._book.journal.verify()
+        self.journal_valid = found.valid
+        if not found.valid:
+            log.critical("the journal does not verify at entry %s: %s", found.seq, found.reason)
+
+    def _run(self, now: float) -> Plan | None:
+        self._sense(now)
+        if self.journal_valid is False:
+            self.blocked = (
+                Blocked(
+                    what="every act is blocked",
+                    why="the journal does not verify",
+                    remedy="instar audit verify; restore a verified backup",
+                ),
+            )
+            return None
+        reachable = self._reconcile()
+        world = self._world(now)
+        decided = plan(world, self._law.policy, now)
+        blocked = list(decided.blocked)
+        for act in decided.acts:
+            self._hook(f"before {type(act).__name__}")
+            try:
+                self._performer.perform(act, now)
+            except TemporaryError as error:
+                reachable = str(error)
+            self._hook(f"after {type(act).__name__}")
+        if reachable is not None:
+            blocked.insert(
+                0, Blocked(what="the data plane", why=reachable, remedy="systemctl status instar-serve")
+            )
+        self.blocked = tuple(blocked)
+        return decided
+
+    def _sense(self, now: float) -> None:
+        ledger = self._book.ledger
+        live = None if ledger.live is None else ledger.live.generation
+        self._sensors.follow(live)
+        candidate = ledger.open_candidate
+        on_probation = candidate is not None and candidate.stage is Stage.PROBATION
+        self._sensors.compare(candidate.since if candidate is not None and on_probation else None)
+        self._sensors.read()
+        self.signals = self._sensors.assess(now)
+        for signal in self.signals:
+            self._metrics.monitor(signal)
+            if self._levels.get(signal.monitor, Level.QUIET) is not signal.level:
+                self._book.write(
+                    "signal",
+                    monitor=signal.monitor,
+                    level=signal.level.value,
+                    score=signal.score,
+                    reason=signal.reason,
+                )
+                log.info("monitor=%s level=%s: %s", signal.monitor, signal.level, signal.reason)
+            self._levels[signal.monitor] = signal.level
+        watch = self._sensors.watch
+        if watch is not None and watch.calibrated and watch.generation not in ledger.references:
+            facts = next((s.facts for s in self.signals if s.monitor == "drift"), {})
+            self._book.write(
+                "reference.sealed",
+                generation=watch.generation,
+                rows=watch.reference_rows,
+                arl0=facts.get("arl0"),
+            )
+
+    def _reconcile(self) -> str | None:
+        """Bring the data plane in line; return why it could not be, or None."""
+        try:
+            self._performer.reconcile()
+            self.observed = self._link.observed()
+            self.serving = "ok" if self.observed.ready else (self.observed.problem or "no model yet")
+        except TemporaryError as error:
+            self.observed, self.serving = None, "unreachable"
+            return str(error)
+        except PermanentError as error:
+            self.serving = str(error)
+            self._abandon_newcomer(str(error))
+            return str(error)
+        return None
+
+    def _abandon_newcomer(self, why: str) -> None:
+        """A newcomer that the data plane can no longer load loses its place; the incumbent serves on."""
+        candidate = self._book.ledger.open_candidate
+        if candidate is None or candidate.kind is Kind.FOUNDING:
+            return
+        if candidate.stage is Stage.STAGED:
+            self._book.move(candidate, Stage.ABANDONED, why)
+        elif candidate.stage is Stage.PROBATION:
+            self._book.move(candidate, Stage.ROLLED_BACK, why)
+
+    def _world(self, now: float) -> World:
+        ledger = self._book.ledger
+        candidate = ledger.open_candidate
+        trigger = ledger.trigger
+        since = 0.0 if trigger is None else rules.change_since(trigger)
+        counts = self._samples.counts(since)
+        self.rows = RowCounts(train=counts.train, search=counts.search, gate=counts.gate)
+        on_probation = candidate is not None and candidate.stage is Stage.PROBATION
+        live = None if ledger.live is None else ledger.live.generation
+        generation = None if candidate is None else candidate.generation
+        return World(
+            policy=self._law.digest,
+            frozen=ledger.frozen,
+            live=ledger.live,
+            last_generation=ledger.last_generation,
+            candidates=tuple(ledger.candidates.values()),
+            trigger=trigger,
+            search=self._jobs.search_job(now),
+            judge=self._jobs.panel_job(now),
+            signals=self.signals,
+            rows=self.rows,
+            swaps=tuple(ledger.swaps),
+            spent=tuple(ledger.spent),
+            newcomer=self._sensors.arm(generation) if on_probation else None,
+            incumbent=self._sensors.arm(live) if on_probation else None,
+            probation_since=candidate.since if candidate is not None and on_probation else None,
+        )
+
+    def _record_failure(self, error: Exception) -> None:
+        if isinstance(error, TamperError):
+            self.journal_valid = False
+            return
+        try:
+            self._performer.page(f"a turn failed: {type(error).__name__}", repr(error)[:500])
+        except InstarError as second:
+            log.error("the failed turn could not be journalled: %s", second)

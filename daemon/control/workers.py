@@ -1,0 +1,204 @@
+"""One-shot worker processes: search and guards, started, watched, charged and ended from outside.
+
+* A worker is a command and a folder; its outcome is a file it leaves there, or its absence.
+* It gets idle scheduling, a CPU limit by the kernel, a memory limit and a deadline by the supervisor.
+* It outlives a killed control plane: the next start finds it by its pid file and goes on waiting for it.
+* An exit code or a missing file is an answer ("failed"), never an exception.
+"""
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from policies.clock import Clock
+from policies.world import JobState
+
+log = logging.getLogger(__name__)
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a worker may use, enforced from outside it."""
+
+    cpu_s: float
+    memory_bytes: int
+    wall_s: float
+    threads: int
+
+
+@dataclass
+class Worker:
+    """One process at work; ``process`` is None for one that a former control plane started."""
+
+    folder: Path
+    result: Path
+    pid: int
+    allowance: Allowance
+    deadline: float
+    process: subprocess.Popen[bytes] | None
+    cpu_s: float = 0.0
+    ended: str | None = None
+
+    def poll(self, now: float) -> JobState:
+        """Look at the process once, and end it when it oversteps its allowance."""
+        if self.ended is not None:
+            return JobState.DONE if self.ended == "done" else JobState.FAILED
+        alive = self._alive()
+        if alive:
+            over = self._overstep(now)
+            if over is None:
+                return JobState.RUNNING
+            self._kill()
+            self.ended = over
+            return JobState.FAILED
+        self.ended = self._verdict()
+        return JobState.DONE if self.ended == "done" else JobState.FAILED
+
+    def stop(self) -> None:
+        """End the process now."""
+        if self._alive():
+            self._kill()
+            self.ended = self.ended or "stopped"
+
+    def _alive(self) -> bool:
+        used = process_cpu_s(self.pid)
+        if used is not None:
+            self.cpu_s = max(self.cpu_s, used)
+        if self.process is not None:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            if self.process.poll() is None:
+                return True
+            # The kernel adds a child's whole use to ours when it is reaped: the difference is its own.
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            self.cpu_s = max(self.cpu_s, spent)
+            return False
+        return is_ours(self.pid, self.folder)
+
+    def _overstep(self, now: float) -> str | None:
+        if now > self.deadline:
+            return f"took longer than {self.allowance.wall_s:.0f} s"
+        if self.cpu_s > self.allowance.cpu_s:
+            return f"used {self.cpu_s:.0f} CPU-s of {self.allowance.cpu_s:.0f} allowed"
+        held = process_rss_bytes(self.pid)
+        if held is not None and held > self.allowance.memory_bytes:
+            return f"held {held / 1e6:.0f} MB of {self.allowance.memory_bytes / 1e6:.0f} MB allowed"
+        return None
+
+    def _kill(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        if self.process is not None:
+            self.process.wait()
+
+    def _verdict(self) -> str:
+        if self.result.is_file():
+            return "done"
+        refusal = self.result.parent / "refusal.json"
+        if refusal.is_file():
+            return f"refused: {json.loads(refusal.read_bytes())['reason']}"
+        code = None if self.process is None else self.process.returncode
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code} and no {self.result.name}"
+
+
+def process_cpu_s(pid: int) -> float | None:
+    """Return the CPU-seconds a living process has used, or None."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def process_rss_bytes(pid: int) -> int | None:
+    """Return the resident bytes of a living process, or None."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return None
+    return pages * resource.getpagesize()
+
+
+def is_ours(pid: int, folder: Path) -> bool:
+    """Tell whether a pid is a living worker of this folder (a pid may have been given anew)."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return str(folder).encode() in command and state != "Z"
+
+
+def start(module: str, case: Path, folder: Path, result: str, allowance: Allowance, clock: Clock) -> Worker:
+    """Start ``python -m module CASE OUT`` in a folder.
+
+    Args:
+        module: ``search`` or ``guards``.
+        case: The file it reads.
+        folder: Its own folder; output goes to ``folder/out``, what it prints to ``folder/log``.
+        result: The file in ``out`` whose presence means success.
+        allowance: What it may use.
+        clock: For the deadline.
+    """
+    out = folder / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in (out / result, out / "refusal.json", out / "progress.json"):
+        stale.unlink(missing_ok=True)
+    threads = str(allowance.threads)
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    with (folder / "log").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(case), str(out)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    _restrain(process.pid, allowance)
+    (folder / "pid").write_text(str(process.pid))
+    return Worker(
+        folder=folder,
+        result=out / result,
+        pid=process.pid,
+        allowance=allowance,
+        deadline=clock.now() + allowance.wall_s,
+        process=process,
+    )
+
+
+def find(folder: Path, result: str, allowance: Allowance, now: float) -> Worker | None:
+    """Return the worker that a former control plane left in a folder: at work, or done; else None."""
+    try:
+        pid = int((folder / "pid").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    path = folder / "out" / result
+    if not path.is_file() and not is_ours(pid, folder):
+        return None
+    return Worker(folder, path, pid, allowance, now + allowance.wall_s, process=None)
+
+
+def _restrain(pid: int, allowance: Allowance) -> None:
+    # Idle scheduling keeps the data plane's tail latency; nice alone does not (see docs).
+    try:
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        hard = int(allowance.cpu_s) + 30
+        resource.prlimit(pid, resource.RLIMIT_CPU, (hard, hard))
+    except ProcessLookupError:
+        log.info("worker %s ended before it was restrained", pid)
+    except PermissionError as error:
+        log.warning("worker %s runs without idle scheduling: %s", pid, error)
