@@ -20,13 +20,13 @@ class Book:
         self.clock = clock
         self.ledger = Ledger.fold(journal.entries())
 
-    def write(self, kind: str, **body: Any) -> Entry:
+    def write(self, kind: str, /, **body: Any) -> Entry:
         """Append an entry, durably, then fold it in."""
         entry = self.journal.append(kind, body, self.clock.now())
         self.ledger.apply(entry)
         return entry
 
-    def move(self, candidate: Candidate, to: Stage, reason: str, **changes: Any) -> Entry:
+    def move(self, candidate: Candidate, to: Stage, reason: str, /, **changes: Any) -> Entry:
         """Move a candidate along the lifecycle and tell its story in the log."""
         entry = self.write(
             "candidate.moved",
