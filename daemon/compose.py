@@ -87,6 +87,8 @@ def assemble(settings: ControlSettings, clock: Clock) -> Control:
     link = Link(settings.serve_socket)
     performer = Performer(book, law, jobs, blobs, link, task.model)
     metrics = ControlMetrics(task.model)
+    metrics.interval(settings.turn_s)
+    book.listeners.append(metrics.entry)
     turn = Turn(book, law, jobs, sensors, samples, link, performer, metrics)
     operators = Operators(book, law, jobs, blobs, link, performer, task.model)
     views = Views(task, book, law, turn, sensors, blobs, settings.reports)
@@ -115,7 +117,7 @@ def _found(task: Task, folder: Path, samples: Samples) -> None:
                 f"expected {source.last - source.first} rows of shape {task.input.shape[1:]} in {path}, "
                 f"got {x.shape}"
             )
-        samples.ingest_source(x, y.astype(np.int64), regime=0, at=0.0)
+        samples.ingest_source(x, y.astype(np.int64), at=0.0)
 
 
 def _role_key(state: Path) -> bytes:
@@ -176,8 +178,9 @@ def _turn(control: Control) -> None:
         control.metrics.fold(
             stages=control.views.count_stages(),
             frozen=control.book.ledger.frozen is not None,
-            entries=control.book.ledger.entries,
             chain_valid=control.turn.journal_valid,
+            verified_at=control.turn.verified_at,
+            budget_used=control.views.budget_used(),
             newcomer_share=0.0 if control.turn.observed is None else control.turn.observed.newcomer_share,
             pending_since=control.views.pending_since(),
             free_bytes=control.views.free_bytes(),

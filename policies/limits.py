@@ -1,8 +1,11 @@
 """The rate limiter on self-modification: how often and how far a system may change itself."""
 
+from collections.abc import Iterable
+
 from policies.clauses import Policy
+from policies.status import Swap
 from policies.terms import Genome, TriggerKind
-from policies.world import Candidate, Kind, World
+from policies.world import Candidate, Kind, Spent, World
 
 DAY_S = 86_400.0
 
@@ -21,21 +24,21 @@ def edit_distance(one: Genome, other: Genome) -> int:
     return sum(a != b for a, b in zip(one.genes, other.genes, strict=True))
 
 
-def swaps_today(world: World, now: float) -> int:
+def swaps_today(swaps: Iterable[Swap], now: float) -> int:
     """Return how many adaptations went live in the last 24 hours."""
-    return sum(1 for swap in world.swaps if now - swap.at < DAY_S and swap.kind == Kind.ADAPTATION)
+    return sum(1 for swap in swaps if now - swap.at < DAY_S and swap.kind == Kind.ADAPTATION)
 
 
-def spent_today(world: World, now: float) -> float:
+def spent_today(spent: Iterable[Spent], now: float) -> float:
     """Return the CPU-seconds of adaptation searches in the last 24 hours."""
-    adaptations = (spent for spent in world.spent if spent.kind is not TriggerKind.FOUNDING)
-    return sum(spent.cpu_s for spent in adaptations if now - spent.at < DAY_S)
+    adaptations = (one for one in spent if one.kind is not TriggerKind.FOUNDING)
+    return sum(one.cpu_s for one in adaptations if now - one.at < DAY_S)
 
 
 def pace(world: World, policy: Policy, now: float) -> str | None:
     """Return why one more swap is not allowed now, or None."""
     clause = policy.description_of_modifications.pace
-    count = swaps_today(world, now)
+    count = swaps_today(world.swaps, now)
     if count >= clause.swaps_per_day:
         return f"{count} swaps in 24 h, allowed {clause.swaps_per_day} ({clause.clause})"
     last = max((swap.at for swap in world.swaps), default=None)
@@ -64,7 +67,7 @@ def distance(candidate: Candidate, policy: Policy) -> str | None:
 def budget(world: World, policy: Policy, now: float) -> str | None:
     """Return why no further search may be paid today, or None."""
     clause = policy.modification_protocol.search
-    spent = spent_today(world, now)
+    spent = spent_today(world.spent, now)
     if spent + clause.budget_cpu_s > clause.budget_cpu_s_per_day:
         return (
             f"{spent:.0f} CPU-s spent in 24 h and {clause.budget_cpu_s:.0f} needed, "

@@ -1,6 +1,7 @@
 """Journal and ledger in lockstep: what is written is folded, and nothing is folded that is not written."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from daemon.control.ledger import Ledger
@@ -19,11 +20,14 @@ class Book:
         self.journal = journal
         self.clock = clock
         self.ledger = Ledger.fold(journal.entries())
+        self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
 
     def write(self, kind: str, /, **body: Any) -> Entry:
         """Append an entry, durably, then fold it in."""
         entry = self.journal.append(kind, body, self.clock.now())
         self.ledger.apply(entry)
+        for listener in self.listeners:
+            listener(entry.kind, entry.body)
         return entry
 
     def move(self, candidate: Candidate, to: Stage, reason: str, /, **changes: Any) -> Entry:

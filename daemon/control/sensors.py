@@ -21,6 +21,7 @@ from monitors.spool import Cursor, SpoolReader
 from monitors.tally import Tally
 from monitors.watch import Watch
 from policies.clauses import Monitoring
+from policies.errors import PermanentError
 from policies.telemetry import row_key
 from policies.terms import Arm, Signal, Task
 
@@ -110,7 +111,7 @@ class Sensors:
             inputs, _ = self._inputs.read(_ROWS_A_TURN)
             if inputs is None:
                 break
-            self._samples.ingest(inputs, regime=1)
+            self._samples.ingest(inputs)
         with self._lock:
             pending, self._pending = self._pending, []
         for labels in pending:
@@ -166,7 +167,11 @@ class Sensors:
         self._inputs.cursor = Cursor(*head["cursors"]["samples"])
         if generation is None or head["generation"] != generation or not held:
             return False
-        self.watch = Watch.restore(held, self._task, self._clause)
+        try:
+            self.watch = Watch.restore(held, self._task, self._clause)
+        except PermanentError as error:
+            log.warning("monitors start anew: %s", error)
+            return False
         return True
 
     @property

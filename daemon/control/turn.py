@@ -67,6 +67,7 @@ class Turn:
         self.observed: Observed | None = None
         self.serving = "not asked yet"
         self.journal_valid: bool | None = None
+        self.verified_at: float | None = None
         self._levels: dict[str, Level] = {}
 
     def run(self) -> Plan | None:
@@ -87,6 +88,7 @@ class Turn:
         """Verify the journal's chain; a broken one stops every act."""
         found = self._book.journal.verify()
         self.journal_valid = found.valid
+        self.verified_at = self._book.clock.now()
         if not found.valid:
             log.critical("the journal does not verify at entry %s: %s", found.seq, found.reason)
 

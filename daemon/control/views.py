@@ -14,7 +14,7 @@ from policies import limits
 from policies.lifecycle import Stage
 from policies.status import CandidateView, Status
 from policies.terms import Level, Task
-from policies.world import Candidate, World
+from policies.world import Candidate
 
 _WORST = (Level.ALARM, Level.WARNING, Level.UNKNOWN, Level.QUIET)
 
@@ -128,20 +128,6 @@ class Views:
         watch = self._sensors.watch
         levels = {signal.level for signal in self._turn.signals}
         observed = self._turn.observed
-        world = World(
-            policy=self._law.digest,
-            frozen=ledger.frozen,
-            live=ledger.live,
-            last_generation=ledger.last_generation,
-            candidates=(),
-            trigger=None,
-            search=None,
-            judge=None,
-            signals=(),
-            rows=self._turn.rows,
-            swaps=tuple(ledger.swaps),
-            spent=tuple(ledger.spent),
-        )
         return Status(
             at=now,
             task=self._task.name,
@@ -160,9 +146,9 @@ class Views:
             blocked=self._turn.blocked,
             serving=self._turn.serving,
             newcomer_share=0.0 if observed is None else observed.newcomer_share,
-            search_cpu_s_today=limits.spent_today(world, now),
+            search_cpu_s_today=limits.spent_today(ledger.spent, now),
             search_cpu_s_budget=protocol.search.budget_cpu_s_per_day,
-            swaps_today=limits.swaps_today(world, now),
+            swaps_today=limits.swaps_today(ledger.swaps, now),
             swaps_allowed=pace.swaps_per_day,
             policy=self._law.digest,
             policy_version=self._law.policy.version,
@@ -190,6 +176,11 @@ class Views:
             if c.stage is Stage.CLEARED and c.sealed_at is not None
         ]
         return min(waiting, default=None)
+
+    def budget_used(self) -> float:
+        """Return which share of the day's search budget is spent."""
+        budget = self._law.policy.modification_protocol.search.budget_cpu_s_per_day
+        return limits.spent_today(self._book.ledger.spent, self._book.clock.now()) / budget
 
     def free_bytes(self) -> int:
         """Return the free bytes of the disk that the state lies on."""

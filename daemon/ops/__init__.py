@@ -1,0 +1,1 @@
+"""The daemon among its machine: systemd, logs, metrics, clock jumps."""

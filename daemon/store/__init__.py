@@ -1,0 +1,1 @@
+"""What outlives a process: journal, blobs, samples, and the lock over them."""
