@@ -1,0 +1,90 @@
+"""What each generation did since a moment: the counts that probation compares.
+
+Called by control while a newcomer and its incumbent share the traffic.
+
+* A request that was answered, failed or timed out counts for its generation; one that was shed or was wrong
+  itself says nothing of the model, and does not count.
+* An answer that is not finite is an error.
+* Latencies are those of answered rows, the latest ``_MAX_LATENCIES`` of them.
+* A label counts for the generation that answered its row.
+
+It does not compare: ``policies.probation`` does.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from monitors.awaiting import Awaiting
+from monitors.spool import Block
+from policies.telemetry import OUTCOMES
+from policies.terms import Arm
+
+_MAX_LATENCIES = 100_000
+_OK = OUTCOMES.index("ok")
+_FAILED = tuple(OUTCOMES.index(name) for name in ("error", "timeout"))
+
+
+@dataclass(slots=True)
+class _Count:
+    """The running counts of one generation."""
+
+    requests: int = 0
+    errors: int = 0
+    labels: int = 0
+    correct: int = 0
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_LATENCIES))
+    awaiting: Awaiting = field(default_factory=Awaiting)
+
+    def learn(self, guess: int, label: int) -> None:
+        self.labels += 1
+        self.correct += guess == label
+
+
+class Tally:
+    """Counts by generation of rows at or after ``since`` (seconds since the epoch)."""
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self._counts: dict[int, _Count] = {}
+
+    def observe(self, block: Block) -> None:
+        """Take telemetry records as the spool gives them."""
+        rows = block[(block["at"] >= self.since) & (block["generation"] > 0)]
+        for generation in np.unique(rows["generation"]).tolist():
+            count = self._counts.setdefault(generation, _Count())
+            ours = rows[rows["generation"] == generation]
+            answered = ours[ours["outcome"] == _OK]
+            failed = int(np.isin(ours["outcome"], _FAILED).sum())
+            finite = np.isfinite(answered["logits"]).all(axis=1)
+            count.requests += len(answered) + failed
+            count.errors += failed + int((~finite).sum())
+            count.latencies.extend(answered["latency_ms"].tolist())
+            fine = answered[finite]
+            for pair in count.awaiting.predict(fine["row_key"], fine["logits"].argmax(axis=1)):
+                count.learn(*pair)
+
+    def label(self, row_keys: npt.NDArray[np.void], labels: npt.NDArray[np.int64]) -> None:
+        """Take labels by row key (V16); a label of a row not seen yet waits for it in every generation."""
+        for count in self._counts.values():
+            for pair in count.awaiting.label(row_keys, labels):
+                count.learn(*pair)
+
+    def arm(self, generation: int) -> Arm:
+        """Return what ``generation`` did; nothing, when none of its rows came."""
+        count = self._counts.get(generation, _Count())
+        p50, p99 = None, None
+        if count.latencies:
+            times = np.fromiter(count.latencies, dtype=np.float64)
+            p50, p99 = (float(value) for value in np.quantile(times, (0.5, 0.99)))
+        return Arm(
+            generation=generation,
+            requests=count.requests,
+            errors=count.errors,
+            p50_ms=p50,
+            p99_ms=p99,
+            labels=count.labels,
+            correct=count.correct,
+        )
