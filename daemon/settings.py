@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ControlSettings(BaseModel):
@@ -26,6 +26,12 @@ class ControlSettings(BaseModel):
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="Least level that is logged."
     )
+
+    @field_validator("state", "task", "policy", "signers")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        """Workers run elsewhere: a path must mean the same to them."""
+        return path.absolute()
 
     @property
     def journal(self) -> Path:

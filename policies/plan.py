@@ -183,6 +183,7 @@ def _search(world: World, policy: Policy, now: float, blocked: list[Blocked]) ->
     if world.frozen is not None or any(c.stage in OPEN for c in world.candidates):
         return []
     if world.trigger is None:
+        _cooling(world, policy, now, blocked)
         trigger = _founding(world, policy, now) or rules.fire(world, policy, now)
         return [] if trigger is None else [OpenTrigger(trigger=trigger)]
     trigger = world.trigger
@@ -193,6 +194,21 @@ def _search(world: World, policy: Policy, now: float, blocked: list[Blocked]) ->
         blocked.append(held)
         return []
     return [StartSearch(trigger=trigger)]
+
+
+def _cooling(world: World, policy: Policy, now: float, blocked: list[Blocked]) -> None:
+    """Say why nothing is tried right after a search that failed."""
+    last = max(world.spent, key=lambda spent: spent.at, default=None)
+    left = rules.cooldown_until(world, policy) - now
+    if last is not None and last.outcome == "failed" and left > 0:
+        clause = policy.modification_protocol.trigger
+        blocked.append(
+            Blocked(
+                what=f"the last {last.kind} search failed",
+                why=f"{last.reason}; {left:.0f} s of the cool-down left ({clause.clause})",
+                remedy="see its log under jobs/; a later turn tries again",
+            )
+        )
 
 
 def _founding(world: World, policy: Policy, now: float) -> Trigger | None:

@@ -90,6 +90,7 @@ class Spent(Term):
     at: Time
     cpu_s: float
     outcome: str
+    reason: str = ""
 
 
 class World(Term):

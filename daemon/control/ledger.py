@@ -133,7 +133,9 @@ def _search_started(ledger: Ledger, entry: EntryLike) -> None:
 def _search_ended(ledger: Ledger, entry: EntryLike) -> None:
     body = entry.body
     kind = TriggerKind(body["kind"])
-    ledger.spent.append(Spent(kind=kind, at=entry.at, cpu_s=body["cpu_s"], outcome=body["outcome"]))
+    ledger.spent.append(
+        Spent(kind=kind, at=entry.at, cpu_s=body["cpu_s"], outcome=body["outcome"], reason=body["reason"])
+    )
     ledger.search = None
     ledger.trigger = None
 
