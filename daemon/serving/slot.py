@@ -1,0 +1,252 @@
+"""A slot: one bundle, proven and warm, under one generation number.
+
+* ``build`` is the only way to make one: digest, metadata, contract, golden outputs, warm-up, in this order.
+  What fails is refused with the reason; nothing half-proven is ever handed out.
+* Called by ``keeper.py`` in a thread of its own; ``Slot.run`` is called by ``batcher.py`` in the loop.
+* A slot is immutable. The same bytes under another generation share one session (``renumbered``).
+
+Does not decide who gets traffic, and reads no ONNX: what it knows is in the bundle's metadata.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+from pydantic import ValidationError
+
+from daemon.serving.refusals import BundleRefused, ModelFailed
+from policies import bundle
+from policies.bundle import BundleMeta, Golden
+from policies.terms import Datatype, TensorSpec
+from policies.terms import Slot as SlotTerm
+from policies.wire import digest_bytes, is_digest
+
+GOLDEN_ATOL = 1e-3
+
+# The runtime raises its own classes, which share no base below Exception.
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NoModel,
+    ort_state.NoSuchFile,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
+    ort_state.EPFail,
+    RuntimeError,
+    MemoryError,
+)
+
+NUMPY_TYPES: dict[Datatype, np.dtype[Any]] = {
+    Datatype.BOOL: np.dtype("?"),
+    Datatype.UINT8: np.dtype("u1"),
+    Datatype.UINT16: np.dtype("<u2"),
+    Datatype.UINT32: np.dtype("<u4"),
+    Datatype.UINT64: np.dtype("<u8"),
+    Datatype.INT8: np.dtype("i1"),
+    Datatype.INT16: np.dtype("<i2"),
+    Datatype.INT32: np.dtype("<i4"),
+    Datatype.INT64: np.dtype("<i8"),
+    Datatype.FP16: np.dtype("<f2"),
+    Datatype.FP32: np.dtype("<f4"),
+    Datatype.FP64: np.dtype("<f8"),
+}
+
+ORT_TYPES: dict[Datatype, str] = {
+    Datatype.BOOL: "tensor(bool)",
+    Datatype.FP16: "tensor(float16)",
+    Datatype.FP32: "tensor(float)",
+    Datatype.FP64: "tensor(double)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One proven model. ``embedding`` is the width of its embedding output."""
+
+    session: Any
+    generation: int
+    digest: str
+    meta: BundleMeta
+    embedding: int
+
+    @property
+    def term(self) -> SlotTerm:
+        """What control calls this slot."""
+        return SlotTerm(generation=self.generation, bundle=self.digest)
+
+    def renumbered(self, generation: int) -> "Slot":
+        """Return the same session under another generation number."""
+        return replace(self, generation=generation)
+
+    def run(self, x: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return logits ``(n, classes)`` and embedding ``(n, d)`` of a batch, both float32.
+
+        Raises:
+            ModelFailed: The runtime could not run the batch, or its outputs are not of the promised shape.
+        """
+        try:
+            logits, embedding = self.session.run(["logits", "embedding"], {self.meta.input.name: x})
+        except ORT_ERRORS as error:
+            raise ModelFailed(
+                f"expected generation {self.generation} to run {len(x)} rows, the runtime says: {error}"
+            ) from error
+        wanted = (len(x), len(self.meta.classes)), (len(x), self.embedding)
+        if (logits.shape, embedding.shape) != wanted:
+            raise ModelFailed(
+                f"expected outputs of shapes {wanted} from generation {self.generation}, "
+                f"got {logits.shape} and {embedding.shape}"
+            )
+        return np.asarray(logits, np.float32), np.asarray(embedding, np.float32)
+
+
+def blob_path(blobs: Path, digest: str) -> Path:
+    """Return where a blob lies below the state's ``blobs/`` folder.
+
+    Raises:
+        BundleRefused: The text is no digest.
+
+    >>> blob_path(Path("blobs"), "sha256:" + "ab" + "0" * 62).parts[:3]
+    ('blobs', 'sha256', 'ab')
+    """
+    if not is_digest(digest):
+        raise BundleRefused(f"expected a digest sha256:<64 hex>, got {digest[:80]!r}")
+    hexes = digest.removeprefix("sha256:")
+    return blobs / "sha256" / hexes[:2] / hexes[2:]
+
+
+def build(blobs: Path, model: str, generation: int, digest: str, max_batch: int) -> Slot:
+    """Return a proven and warm slot of the bundle named by ``digest``; takes tens of milliseconds.
+
+    Raises:
+        BundleRefused: The bytes are missing, altered, of another model, or do not reproduce their goldens.
+    """
+    raw = _read(blobs, digest)
+    session = _session(raw, digest)
+    meta = _meta(session, digest)
+    if meta.model != model:
+        raise BundleRefused(f"expected a bundle of model {model!r}, {digest} is of {meta.model!r}")
+    slot = Slot(session, generation, digest, meta, _check_contract(session, meta, digest))
+    for number, golden in enumerate(meta.goldens):
+        _check_golden(slot, golden, number)
+    _warm(slot, max_batch)
+    return slot
+
+
+def _read(blobs: Path, digest: str) -> bytes:
+    path = blob_path(blobs, digest)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BundleRefused(f"expected the bundle {digest} at {path}, got {error}; stage it again") from error
+    if (came := digest_bytes(raw)) != digest:
+        raise BundleRefused(
+            f"expected bytes of {digest} at {path}, got {came}; the file was altered, fetch it again"
+        )
+    return raw
+
+
+def _session(raw: bytes, digest: str) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+    except ORT_ERRORS as error:
+        raise BundleRefused(f"expected an ONNX model in {digest}, the runtime says: {error}") from error
+
+
+def _meta(session: Any, digest: str) -> BundleMeta:
+    text = session.get_modelmeta().custom_metadata_map.get(bundle.KEY)
+    if text is None:
+        raise BundleRefused(f"expected metadata {bundle.KEY!r} in {digest}, got none; export it again")
+    try:
+        return BundleMeta.model_validate_json(text)
+    except ValidationError as error:
+        raise BundleRefused(f"expected a bundle's metadata in {digest}, got {error}") from error
+
+
+def _check_contract(session: Any, meta: BundleMeta, digest: str) -> int:
+    """Return the embedding's width, once graph and metadata agree on names, types and shapes."""
+    outputs = {spec.name: spec for spec in meta.outputs}
+    if tuple(outputs) != ("logits", "embedding"):
+        raise BundleRefused(f"expected outputs logits and embedding in {digest}, got {tuple(outputs)}")
+    wanted = {meta.input.name: meta.input, **outputs}
+    graph = {tensor.name: tensor for tensor in (*session.get_inputs(), *session.get_outputs())}
+    if set(graph) != set(wanted) or len(session.get_inputs()) != 1:
+        raise BundleRefused(f"expected tensors {sorted(wanted)} in {digest}, the graph has {sorted(graph)}")
+    for name, spec in wanted.items():
+        _check_tensor(graph[name], spec, digest)
+    embedding = outputs["embedding"].shape
+    if outputs["logits"].shape != (-1, len(meta.classes)) or len(embedding) != 2 or embedding[1] < 1:
+        raise BundleRefused(
+            f"expected logits (-1, {len(meta.classes)}) and embedding (-1, d) in {digest}, "
+            f"got {outputs['logits'].shape} and {embedding}"
+        )
+    return embedding[1]
+
+
+def _check_tensor(tensor: Any, spec: TensorSpec, digest: str) -> None:
+    wanted_type = ORT_TYPES.get(spec.datatype, f"tensor({spec.datatype.value.lower()})")
+    fixed = [dim if isinstance(dim, int) else -1 for dim in tensor.shape]
+    same = len(fixed) == len(spec.shape) and all(
+        came in (want, -1) for came, want in zip(fixed, spec.shape, strict=True)
+    )
+    if (
+        tensor.type != wanted_type
+        or not same
+        or spec.shape[:1] != (-1,)
+        or min(spec.shape[1:], default=1) < 1
+    ):
+        raise BundleRefused(
+            f"expected tensor {spec.name} as {wanted_type} {spec.shape} in {digest}, "
+            f"the graph has {tensor.type} {tensor.shape}"
+        )
+
+
+def _array(text: str, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> NDArray[Any]:
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), dtype).reshape(shape)
+    except (binascii.Error, ValueError) as error:
+        raise BundleRefused(f"expected base64 of {dtype} {shape} in {where}, got {error}") from error
+
+
+def _check_golden(slot: Slot, golden: Golden, number: int) -> None:
+    where = f"golden {number} ({golden.kind}) of {slot.digest}"
+    spec, rows = slot.meta.input, golden.rows
+    x = _array(golden.input_b64, NUMPY_TYPES[spec.datatype], (rows, *spec.shape[1:]), where)
+    try:
+        came = slot.run(x)
+    except ModelFailed as error:
+        raise BundleRefused(f"{where}: {error}") from error
+    float32 = np.dtype("<f4")
+    wanted = (
+        _array(golden.logits_b64, float32, (rows, len(slot.meta.classes)), where),
+        _array(golden.embedding_b64, float32, (rows, slot.embedding), where),
+    )
+    for name, want, got in zip(("logits", "embedding"), wanted, came, strict=True):
+        gap = float(np.max(np.abs(want - got), initial=0.0))
+        # NaN compares false with everything, so a graph that answers NaN fails here too.
+        if not gap <= GOLDEN_ATOL:
+            raise BundleRefused(
+                f"expected {name} of {where} within {GOLDEN_ATOL:g}, got a gap of {gap:.3g}; export it again"
+            )
+
+
+def _warm(slot: Slot, max_batch: int) -> None:
+    # The runtime plans memory for every batch size it first meets: do that before traffic does.
+    spec = slot.meta.input
+    for rows in sorted({1, 2, 4, 8, max_batch}):
+        try:
+            slot.run(np.zeros((rows, *spec.shape[1:]), NUMPY_TYPES[spec.datatype]))
+        except ModelFailed as error:
+            raise BundleRefused(f"{slot.digest}: {error}") from error
