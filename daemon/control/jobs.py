@@ -1,6 +1,5 @@
-"""Briefs and cases: what control hands to its workers, and what it takes back.
+"""The search and the panel at work: started, found again, charged, and their answers taken back.
 
-* A search sees roles train, search and replay; a panel sees the gate. Neither sees the other's.
 * Everything that comes back is checked against its digest before it is believed.
 * The journal is written before a worker starts, so that a killed control plane knows what it began.
 """
@@ -14,25 +13,20 @@ from pydantic import ValidationError
 
 from daemon.control import workers
 from daemon.control.book import Book
+from daemon.control.briefs import Briefs
 from daemon.control.law import Law
 from daemon.control.ledger import OpenSearch
 from daemon.control.workers import Allowance, Worker
 from daemon.store.blobs import Blobs
 from daemon.store.samples import Samples
-from policies import limits, rules
-from policies.case import Case, PanelResult
+from policies.case import PanelResult
 from policies.errors import TamperError
 from policies.lifecycle import Stage
-from policies.terms import Artefact, Brief, Limits, SearchResult, Task, Trigger, TriggerKind
+from policies.terms import Artefact, Brief, SearchResult, Task, Trigger
 from policies.wire import canonical, digest_bytes
-from policies.world import Candidate, Job, JobState, Kind
+from policies.world import Candidate, Job, JobState
 
 log = logging.getLogger(__name__)
-
-_FAR = 10_000
-_MAX_NEW = 4000
-_MAX_REPLAY = 4000
-_TRAFFIC_ROWS = 400
 
 
 class Jobs:
@@ -41,11 +35,10 @@ class Jobs:
     def __init__(
         self, task: Task, law: Law, book: Book, blobs: Blobs, samples: Samples, folder: Path, seed: int
     ) -> None:
-        self._task = task
         self._law = law
         self._book = book
         self._blobs = blobs
-        self._samples = samples
+        self._briefs = Briefs(task, law, book, blobs, samples, seed)
         self._folder = folder
         self._seed = seed
         self._search: Worker | None = None
@@ -58,8 +51,10 @@ class Jobs:
         number = self._book.ledger.searches + 1
         name = f"search-{number}"
         seed = self._seed * 1000 + number
-        brief = self._brief(name, trigger, seed)
-        (self._folder / name / "brief.json").write_bytes(canonical(brief))
+        folder = self._folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        brief = self._briefs.brief(name, trigger, seed, folder)
+        (folder / "brief.json").write_bytes(canonical(brief))
         self._begin(name, trigger, seed, attempt=1, charged=0.0, budget=brief.budget_cpu_s)
 
     def recover(self) -> None:
@@ -132,7 +127,7 @@ class Jobs:
         if name not in self._book.ledger.candidates:
             state = self._blobs.put(_checked(out, result.state))
             archive = self._blobs.put(_checked(out, result.archive))
-            record = self._candidate(name, trigger, result, now)
+            record = self._briefs.record(name, trigger, result, now)
             self._book.write(
                 "candidate.moved",
                 candidate=name,
@@ -164,7 +159,7 @@ class Jobs:
         attempt = self._book.ledger.judge_attempts.get(candidate.id, 0) + 1
         folder = self._panel_folder(candidate.id)
         folder.mkdir(parents=True, exist_ok=True)
-        case = self._case(candidate, folder)
+        case = self._briefs.case(candidate, self._result(self._search_out(candidate)), folder)
         path = folder / "case.json"
         path.write_bytes(canonical(case))
         self._book.write("judge.started", candidate=candidate.id, attempt=attempt)
@@ -216,96 +211,7 @@ class Jobs:
             if worker is not None:
                 worker.stop()
 
-    # -- making -----------------------------------------------------------------------------------------
-
-    def _brief(self, name: str, trigger: Trigger, seed: int) -> Brief:
-        policy = self._law.policy
-        clause = policy.modification_protocol.search
-        founding = trigger.kind is TriggerKind.FOUNDING
-        folder = self._folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        data = self._samples.export_search(
-            folder / "data.npz",
-            since=rules.change_since(trigger),
-            max_new=_FAR if founding else _MAX_NEW,
-            max_replay=_MAX_REPLAY,
-            seed=seed,
-        )
-        live = self._book.ledger.live_candidate
-        left = None if live is None else self._book.ledger.heritage[live.id]
-        size = policy.description_of_modifications.size
-        return Brief(
-            id=name,
-            kind=trigger.kind,
-            task=self._task,
-            seed=seed,
-            budget_cpu_s=clause.founding_cpu_s if founding else clause.budget_cpu_s,
-            max_memory_bytes=clause.max_memory_bytes,
-            # Nothing is served while the first generation trains: it may have all cores.
-            threads=max(1, os.cpu_count() or 1) if founding else clause.threads,
-            limits=Limits(
-                max_params=size.max_params,
-                max_size_bytes=size.max_size_bytes,
-                max_p99_ms=policy.modification_protocol.evaluation.latency.max_p99_ms,
-                max_edit_distance=_FAR
-                if founding
-                else policy.description_of_modifications.architecture.max_edit_distance,
-            ),
-            data=data,
-            parent_generation=0 if self._book.ledger.live is None else self._book.ledger.live.generation,
-            parent_genome=None if live is None else live.genome,
-            parent_state=None if left is None else self._blob(left.state),
-            parent_archive=None if left is None else self._blob(left.archive),
-        )
-
-    def _case(self, candidate: Candidate, folder: Path) -> Case:
-        ledger = self._book.ledger
-        data = self._law.policy.modification_protocol.data
-        live = ledger.live_candidate
-        baseline = None if ledger.baseline is None else ledger.candidates[ledger.baseline]
-        gate = self._samples.export_gate(
-            folder / "gate.npz",
-            since=rules.change_since(candidate.trigger),
-            max_rows=data.max_gate_rows,
-            seed=self._seed,
-        )
-        if candidate.bundle is None:
-            raise ValueError(f"expected an exported bundle on {candidate.id}")
-        return Case(
-            candidate=candidate.id,
-            task=self._task,
-            trigger=candidate.trigger,
-            genome=candidate.genome,
-            incumbent_genome=None if live is None else live.genome,
-            bundle=self._blob(candidate.bundle),
-            incumbent=None if live is None or live.bundle is None else self._blob(live.bundle),
-            baseline=None if baseline is None or baseline.bundle is None else self._blob(baseline.bundle),
-            gate=gate,
-            traffic=self._samples.export_traffic(folder / "traffic.npz", max_rows=_TRAFFIC_ROWS),
-            policy=self._law.policy,
-            policy_digest=self._law.digest,
-            search=self._result(self._search_out(candidate)),
-            baseline_distance=candidate.baseline_distance,
-            incumbent_distance=candidate.incumbent_distance,
-            demo_key=self._law.demo_key,
-        )
-
-    def _candidate(self, name: str, trigger: Trigger, result: SearchResult, now: float) -> Candidate:
-        ledger = self._book.ledger
-        live = ledger.live_candidate
-        baseline = None if ledger.baseline is None else ledger.candidates[ledger.baseline]
-        founding = trigger.kind is TriggerKind.FOUNDING
-        return Candidate(
-            id=name,
-            kind=Kind.FOUNDING if founding else Kind.ADAPTATION,
-            stage=Stage.PROPOSED,
-            since=now,
-            trigger=trigger,
-            genome=result.winner,
-            base_generation=0 if ledger.live is None else ledger.live.generation,
-            incumbent_distance=0 if live is None else limits.edit_distance(result.winner, live.genome),
-            baseline_distance=0 if baseline is None else limits.edit_distance(result.winner, baseline.genome),
-        )
+    # -- parts ------------------------------------------------------------------------------------------
 
     def _begin(
         self, name: str, trigger: Trigger, seed: int, *, attempt: int, charged: float, budget: float
@@ -377,9 +283,6 @@ class Jobs:
         panel = self._law.policy.modification_protocol.evaluation.panel
         wall = panel.timeout_s * (len(panel.required) + 1) * panel.attempts
         return Allowance(cpu_s=wall, memory_bytes=4_000_000_000, wall_s=wall, threads=1)
-
-    def _blob(self, digest: str) -> Artefact:
-        return Artefact(path=str(self._blobs.path(digest)), digest=digest)
 
 
 def _checked(folder: Path, artefact: Artefact) -> bytes:
