@@ -1,10 +1,15 @@
-"""Where things live: flags, then the environment. What is allowed stands in the policy, not here."""
+"""Settings of ``instard``: where things live. What is allowed stands in the policy, not here.
+
+* A flag wins over its ``INSTAR_*`` variable, that over the default; an empty variable counts as not set.
+* A wrong value stops the start with usage and exit code 2, naming the flag, what was expected and what came.
+* Folders and sockets below the state folder are derived, so that one flag moves everything.
+"""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
 class ControlSettings(BaseModel):
@@ -12,26 +17,37 @@ class ControlSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    state: Path = Field(description="State folder; one instard has it.")
+    state: Path = Field(description="State folder, made when it is not there; one instard has it.")
     task: Path = Field(description="Task file (TOML).")
     policy: Path = Field(description="Policy file (TOML), its signature beside it as .sig.")
     signers: Path = Field(description="Allowed-signers file: whose keys are trusted.")
     listen: str = Field(
         default="127.0.0.1:8090",
         pattern=r"^[^:]+:[0-9]{1,5}$",
-        description="Address of console, labels and metrics (HOST:PORT).",
+        description="Address of console, labels and metrics, HOST:PORT, port 1 to 65535.",
     )
-    seed: int = Field(default=1, ge=0, description="Seed that all searches' seeds come from.")
-    turn_s: float = Field(default=1.0, ge=0.1, le=60.0, description="Seconds between two turns.")
+    seed: int = Field(default=1, ge=0, description="Seed that all searches' seeds come from, 0 or more.")
+    turn_s: float = Field(default=1.0, ge=0.1, le=60.0, description="Seconds between two turns, 0.1 to 60.")
     log_level: str = Field(
-        default="info", pattern="^(debug|info|warning|error)$", description="Least level that is logged."
+        default="info",
+        pattern="^(debug|info|warning|error)$",
+        description="Least level that is logged: debug, info, warning or error.",
     )
 
     @field_validator("state", "task", "policy", "signers")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         """Workers run elsewhere: a path must mean the same to them."""
+        if path == Path():
+            raise ValueError("expected a path")
         return path.absolute()
+
+    @field_validator("listen")
+    @classmethod
+    def _port(cls, address: str) -> str:
+        if not 1 <= int(address.rpartition(":")[2]) <= 65535:
+            raise ValueError("expected a port from 1 to 65535")
+        return address
 
     @property
     def journal(self) -> Path:
@@ -85,20 +101,42 @@ class ControlSettings(BaseModel):
 
     @classmethod
     def from_args(cls, argv: Sequence[str], environ: Mapping[str, str]) -> "ControlSettings":
-        """Read flags, then ``INSTAR_*`` variables, then defaults; exits with usage on a wrong one."""
+        """Read flags, then ``INSTAR_*`` variables, then defaults.
+
+        Raises:
+            SystemExit: After ``--help``, or after usage and what is wrong on standard error, code 2.
+        """
         parser = argparse.ArgumentParser(
-            prog="instard", description="Instar's control plane.", allow_abbrev=False
+            prog="instard",
+            description="Instar's control plane: watches, searches, judges, and asks before it changes.",
+            epilog="A flag wins over its variable. What is allowed stands in the policy, not here.",
+            allow_abbrev=False,
         )
         for name, field in cls.model_fields.items():
-            fallback = environ.get(f"INSTAR_{name.upper()}", None if field.is_required() else field.default)
-            default = "" if fallback is None else f" [{fallback}]"
+            variable = f"INSTAR_{name.upper()}"
+            fallback = environ.get(variable) or (None if field.is_required() else field.default)
+            default = "required" if fallback is None else f"default: {fallback}"
             parser.add_argument(
-                f"--{name.replace('_', '-')}",
+                _flag(name),
                 default=fallback,
                 required=fallback is None,
-                help=f"{field.description} INSTAR_{name.upper()}.{default}",
+                metavar=name.rpartition("_")[2].upper(),
+                help=f"{field.description} [{variable}, {default}]".replace("%", "%%"),
             )
+        given = vars(parser.parse_args(argv))
         try:
-            return cls.model_validate(vars(parser.parse_args(argv)))
-        except ValueError as error:
-            parser.error(str(error))
+            return cls.model_validate(given)
+        except ValidationError as error:
+            parser.error("; ".join(_words(fault["loc"], fault["msg"], given) for fault in error.errors()))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _words(place: tuple[int | str, ...], message: str, given: Mapping[str, object]) -> str:
+    """Return a fault in terms of the flag, e.g. ``--turn-s: Input should be ..., got '0'``."""
+    name = str(place[0])
+    # pydantic's own prefix for what a validator of ours raised
+    message = message.removeprefix("Value error, ")
+    return f"{_flag(name)}: {message}, got {given[name]!r} (flag, or INSTAR_{name.upper()})"

@@ -1,7 +1,11 @@
 """The control plane's metrics, in a registry of their own.
 
-Names and units follow Prometheus' conventions; label sets are closed and made at start, so that a rate starts
-at zero. Ids never become labels. Moments are exported, not ages.
+* Names and units follow Prometheus' conventions; moments are exported, not ages.
+* Label sets are closed and made at start, so that a rate starts at zero; ids never become labels.
+* A number that nobody has measured yet is absent, not zero.
+* Counters of events count journal entries, so that metrics and record tell the same story.
+
+The data plane exports its own.
 """
 
 from collections.abc import Mapping
@@ -10,11 +14,14 @@ from importlib.metadata import version
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from policies.lifecycle import Stage
 from policies.terms import Finding, Level, Signal
 
 MONITORS = ("drift", "errors", "latency")
 JOBS = ("turn", "verify", "snapshot", "clock")
+STORES = ("journal", "blobs", "samples", "spool")
 _DELAYS = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 900, 3600, 86400)
+_LAGS = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 300)
 _JOB_SECONDS = (5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 14400)
 
 
@@ -59,6 +66,9 @@ class ControlMetrics:
             buckets=_JOB_SECONDS,
             registry=r,
         )
+        self._trials = Counter(
+            "instar_search_trials", "Architectures that searches looked at.", ["outcome"], registry=r
+        )
         self._budget = Gauge("instar_search_budget_used_ratio", "Of the day's CPU-seconds.", registry=r)
         self._candidates = Gauge("instar_candidates", "Candidates.", ["model", "stage"], registry=r)
         self._checks = Counter("instar_guard_checks", "Verdicts.", ["guard", "outcome"], registry=r)
@@ -77,6 +87,10 @@ class ControlMetrics:
             "instar_audit_last_verified_timestamp_seconds", "When it was last verified.", registry=r
         )
         self._free = Gauge("instar_store_free_bytes", "Free bytes under the state folder.", registry=r)
+        self._stored = Gauge("instar_store_bytes", "Bytes under the state folder.", ["kind"], registry=r)
+        self._lag = Histogram(
+            "instar_scheduler_lag_seconds", "From due to run.", ["job"], buckets=_LAGS, registry=r
+        )
         self._runs = Counter("instar_scheduler_runs", "Runs of jobs.", ["job", "outcome"], registry=r)
         self._jumps = Counter("instar_clock_jumps", "Wall clock jumps.", ["direction"], registry=r)
         Info("instar_build", "What runs.", registry=r).info({"version": version("instar")})
@@ -90,18 +104,22 @@ class ControlMetrics:
         for kind in ("founding", "data", "latency"):
             for outcome in ("done", "failed"):
                 self._searches.labels(kind, outcome)
+                self._trials.labels(outcome)
                 self._search_seconds.labels(kind, outcome)
         for decision in ("approve", "decline", "refused"):
             self._approvals.labels(decision)
         for outcome in ("accepted", "refused"):
             self._reloads.labels(outcome)
         for job in JOBS:
+            self._lag.labels(job)
             for outcome in ("ok", "error"):
                 self._runs.labels(job, outcome)
         for direction in ("forward", "backward"):
             self._jumps.labels(direction)
         for reason in ("probation", "operator", "data_plane"):
             self._rollbacks.labels(reason)
+        for stage in Stage:
+            self._candidates.labels(self._model, stage.value)
         self._frozen.labels("task").set(0)
         self._delay.labels(self._model)
 
@@ -134,6 +152,8 @@ class ControlMetrics:
                 self._searches.labels(*labels).inc()
                 wall = body["wall_s"]
                 self._search_seconds.labels(*labels).observe(wall if isinstance(wall, int | float) else 0)
+                looked_at = body.get("architectures", 0)
+                self._trials.labels(labels[1]).inc(looked_at if isinstance(looked_at, int) else 0)
             case "dossier.sealed":
                 findings = body["findings"]
                 for guard, finding in findings.items() if isinstance(findings, Mapping) else ():
@@ -181,6 +201,15 @@ class ControlMetrics:
     def scheduler_run(self, job: str, outcome: str) -> None:
         """Count a run of a scheduled job."""
         self._runs.labels(job, outcome).inc()
+
+    def scheduler_lag(self, job: str, seconds: float) -> None:
+        """Take in how late a scheduled job ran; seconds >= 0."""
+        self._lag.labels(job).observe(seconds)
+
+    def stored(self, sizes: Mapping[str, int]) -> None:
+        """Take in how many bytes each of ``STORES`` takes."""
+        for kind, size_bytes in sizes.items():
+            self._stored.labels(kind).set(size_bytes)
 
     def clock_jump(self, seconds: float) -> None:
         """Count a jump of the wall clock."""

@@ -3,7 +3,8 @@
 * ``/v2``, ``/v2/health/live|ready``, ``/v2/models/M[/versions/N]``, its ``/ready`` and its ``/infer``.
 * Not ready until a stable model is proven; a malformed request is the client's error (400, 404, 405, 413),
   never ours; an overloaded or unready server says 503, a failed model 500.
-* Every request to a model is counted once, and recorded once for every row.
+* Every request to a model is counted once, and recorded once for every row; of a client that left before
+  its request was whole, only the count stays.
 
 Called by uvicorn for every request. Source: Open Inference Protocol v2, REST.
 """

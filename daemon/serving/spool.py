@@ -166,7 +166,9 @@ class Spool:
         self._queued_bytes = 0
         self._held: dict[str, dict[Layout, bytearray]] = {kind: {} for kind in KINDS}
         self._waited = dict.fromkeys(KINDS, 0)
+        # Two locks: the loop takes the first one alone, so that it never waits for a disk.
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
         self._refused = False
@@ -198,12 +200,13 @@ class Spool:
 
     def flush(self, last: bool = False) -> None:
         """Write what is queued; the writer thread's own step. ``last`` holds nothing back."""
-        with self._lock:
-            batch, self._queue, self._queued_bytes = self._queue, deque(), 0
-        for layout, data in batch:
-            self._held[layout.kind].setdefault(layout, bytearray()).extend(data)
-        for kind in KINDS:
-            self._flush_kind(kind, last)
+        with self._writing:
+            with self._lock:
+                batch, self._queue, self._queued_bytes = self._queue, deque(), 0
+            for layout, data in batch:
+                self._held[layout.kind].setdefault(layout, bytearray()).extend(data)
+            for kind in KINDS:
+                self._flush_kind(kind, last)
 
     def _flush_kind(self, kind: str, last: bool) -> None:
         # In a probation two layouts may alternate with every request. A segment has one layout, so the other

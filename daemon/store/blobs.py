@@ -1,6 +1,13 @@
-"""Blobs: bytes under their own digest, never changed, checked whenever they are read."""
+"""Blobs: bytes under their own digest, never changed, checked whenever they are read.
+
+* Layout ``root/sha256/<2 hex>/<62 hex>``, files read-only.
+* A blob is durable when ``put`` returns: written beside its place, fsync, rename, fsync of its folder and of
+  every new parent. A torn write therefore never stands under a digest.
+* Nothing here deletes.
+"""
 
 import os
+import tempfile
 from pathlib import Path
 
 from policies.errors import PermanentError, TamperError
@@ -8,7 +15,7 @@ from policies.wire import digest_bytes, is_digest
 
 
 class Blobs:
-    """A content-addressed store: ``root/sha256/<2 hex>/<62 hex>``."""
+    """A content-addressed store under one folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -35,14 +42,18 @@ class Blobs:
         if path.is_file() and digest_bytes(path.read_bytes()) == digest:
             return digest
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o444)
-        temporary.replace(path)
-        for folder in (path.parent, path.parent.parent, self.root):
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), 0o444)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        for folder in (path.parent, path.parent.parent, self.root, self.root.parent):
             _sync(folder)
         return digest
 

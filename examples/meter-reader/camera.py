@@ -1,17 +1,17 @@
-"""A camera that reads utility meters: an open-loop client of the Open Inference Protocol, a process of its own.
+"""A camera that reads utility meters: an open-loop client of the Open Inference Protocol.
 
 * Every held-out digit is a meter; all meters are read once a round, in a new order each round, with fresh
   jitter. The group parameter names the meter, so that near-duplicates can be told.
-* Request ``n`` is due at ``start + n / rate``, whatever happened to those before it; latency counts from then.
+* Request ``n`` is due at ``start + n / rate``, whatever happened to those before; latency counts from then.
   A server that stalls cannot hide behind a client that waits.
 * A failure is counted and never sent again.
 * The true label follows by request id, 10 to 20 s late.
 * With ``--commands`` it obeys JSON lines on standard input, ``{"drift": {"kind", "strength", "ramp_s"}}`` and
   ``{"stop": true}``, and ends when standard input ends. It tells nobody else that it drifts.
 
-It writes one JSON line a request to ``--log``: ``n``, ``at`` (when due, epoch seconds), ``ms`` (from when due),
-``wire_ms`` (from when sent), ``status`` (HTTP, 0 for none), ``generation``, ``right`` and ``level`` (of drift,
-0 to 1). Standard output has events as JSON lines: started, drift, problem, summary.
+It writes one JSON line a request to ``--log``: ``n``, ``at`` (when due, epoch seconds), ``ms`` (from when
+due), ``wire_ms`` (from when sent), ``status`` (HTTP, 0 for none), ``generation``, ``right`` and ``level`` (of
+drift, 0 to 1). Standard output has events as JSON lines: started, drift, problem, summary.
 """
 
 import argparse
@@ -38,7 +38,6 @@ from keepalive import BrokenAnswer, Endpoint
 BATCH = 25
 AHEAD = 4
 TIMEOUT_S = 10.0
-LABEL_DELAY_S = (10.0, 20.0)
 LABELS_AT_ONCE = 1000
 
 
@@ -65,9 +64,10 @@ class Ramp:
 class Frames:
     """Pictures made ahead of time in a thread of their own, so that the clock of the loop is never late."""
 
-    def __init__(self, x: Images, y: npt.NDArray[np.int64], first: int, rate: float, seed: int) -> None:
-        self._x, self._y, self._first, self._rate = x, y, first, rate
-        self._rng = np.random.default_rng(seed)
+    def __init__(self, x: Images, y: npt.NDArray[np.int64], args: argparse.Namespace) -> None:
+        self._x, self._y, self._first, self._rate = x, y, args.first, args.rate
+        self._delay_s = args.label_delay_s
+        self._rng = np.random.default_rng(args.seed)
         self._ready: queue.Queue[list[Frame]] = queue.Queue(AHEAD)
         self._ramp = Ramp(Drift(), 0.0)
         self._asked: Ramp | None = None
@@ -103,7 +103,7 @@ class Frames:
         passed_s = (start + BATCH - self._began) / self._rate
         level = min(1.0, passed_s / max(self._ramp.ramp_s, 1e-9)) if drifting else 0.0
         pictures = view(self._x[meters], self._ramp.drift.at(level), self._rng)
-        delays = self._rng.uniform(*LABEL_DELAY_S, len(meters))
+        delays = self._rng.uniform(*self._delay_s, len(meters))
         return [
             Frame(start + i, self._first + m, int(self._y[m]), level, float(delays[i]), pictures[i].tobytes())
             for i, m in enumerate(meters)
@@ -137,11 +137,11 @@ class Camera:
 
     def __init__(self, args: argparse.Namespace, x: Images, y: npt.NDArray[np.int64]) -> None:
         self._rate = args.rate
-        self._name = f"cam{args.seed}"
+        self._name = args.name or f"cam{args.seed}"
         self._path = f"/v2/models/{args.model}/infer"
         self._labels_path = f"/api/v1/tasks/{args.task}/labels"
         self._serve, self._control = Endpoint(args.url), Endpoint(args.labels)
-        self.frames = Frames(x, y, args.first, args.rate, args.seed)
+        self.frames = Frames(x, y, args)
         self._log = Log(args.log)
         self._late_labels: list[tuple[float, int, str, int]] = []
         self._stop = asyncio.Event()
@@ -348,6 +348,8 @@ def main() -> None:
     parser.add_argument("--last", type=int, default=10000, help="last meter, exclusive")
     parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--label-delay-s", type=float, nargs=2, default=(10.0, 20.0), metavar=("MIN", "MAX"))
+    parser.add_argument("--name", help="what request ids begin with; camSEED unless given")
     parser.add_argument("--log", type=Path, required=True, help="JSON lines, one a request")
     parser.add_argument("--commands", action="store_true", help="obey JSON lines on standard input")
     parser.add_argument("--drift", choices=KINDS, default="none", help="without --commands: drift by itself")

@@ -1,12 +1,12 @@
 """What the camera does to a digit: its natural jitter, and the drift that the story plays.
 
-* ``view`` turns clean digits into what the camera sees. Jitter is always there; drift is a kind, a strength and
-  a level between 0 (none) and 1 (whole).
+* ``view`` turns clean digits into what the camera sees. Jitter is always there; drift is a kind, a strength
+  and a level between 0 (none) and 1 (whole).
 * One affine step does tilt and jitter together, so that no picture is blurred twice.
 * Pure: the same pictures, drift and ``rng`` give the same bytes.
 
-The camera imports it. The demo runs it as a command that writes a drifted data set, and so never has to import
-anything from an example's folder.
+The camera imports it. The demo runs it as a command that writes a drifted data set, and so never has to
+import anything from an example's folder.
 """
 
 import argparse
@@ -49,7 +49,7 @@ KINDS = {
     "none": Drift(),
     "tilt-fade": Drift(tilt_deg=35.0, fade=0.5),
     "noise": Drift(noise=0.12),
-    "blur": Drift(blur_px=1.5),
+    "blur": Drift(blur_px=1.35),
 }
 
 
@@ -67,7 +67,9 @@ def view(images: Images, drift: Drift, rng: np.random.Generator) -> Images:
     n = len(images)
     turn, down, across, zoom, gain = rng.uniform(-1.0, 1.0, (5, n))
     angle = np.deg2rad(drift.tilt_deg + ROTATE_DEG * turn)
-    seen = _warp(images.astype(np.float64) / 255.0, angle, 1 + SCALE * zoom, SHIFT_PX * down, SHIFT_PX * across)
+    seen = _warp(
+        images.astype(np.float64) / 255.0, angle, 1 + SCALE * zoom, SHIFT_PX * down, SHIFT_PX * across
+    )
     if drift.blur_px > 0:
         seen = gaussian_filter(seen, sigma=(0.0, drift.blur_px, drift.blur_px))
     seen = seen * (drift.fade * (1 + GAIN * gain))[:, None, None]

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 IDLE_S = 2.0
 
 
-class BrokenAnswer(Exception):
+class BrokenAnswer(Exception):  # noqa: N818  what it is, not whose fault
     """The other side answered something that is not HTTP as this client knows it."""
 
 

@@ -211,6 +211,8 @@ class Thread:
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
 
     def stop(self) -> None:
+        if not self._thread.is_alive():
+            return
         self.http.close()
         self.admin.client.close()
         self.loop.call_soon_threadsafe(self._stop.set)
@@ -332,6 +334,17 @@ def process(tmp_path):
     for each in started:
         if each.popen.poll() is None:
             each.end(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A data plane that serves generation 1 to all tests of a file: (thread, tiny)."""
+    state = tmp_path_factory.mktemp("shared") / "s"
+    tiny = Forge(state).tiny(seed=1)
+    plane = Thread(ServeSettings(state=state, model=MODEL)).start()
+    plane.admin.apply(deployment(1, stable=(1, tiny))).raise_for_status()
+    yield plane, tiny
+    plane.stop()
 
 
 @pytest.fixture

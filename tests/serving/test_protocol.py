@@ -33,8 +33,8 @@ def test_health_and_metadata_before_and_after_the_first_model(forge, thread, kit
     assert plane.http.get(f"{PATH}/ready").json()["ready"] is True
 
 
-def test_json_in_json_out_gives_the_models_numbers(served, kit):
-    plane, tiny = served
+def test_json_in_json_out_gives_the_models_numbers(shared, kit):
+    plane, tiny = shared
     x = kit.digits(3)
     answer = plane.infer(x, name="abc").json()
     assert (answer["id"], answer["model_version"], answer["model_name"]) == ("abc", "1", "meter-reader")
@@ -44,23 +44,23 @@ def test_json_in_json_out_gives_the_models_numbers(served, kit):
     np.testing.assert_allclose(outputs["embedding"], embedding, atol=1e-4)
 
 
-def test_flat_and_nested_data_mean_the_same(served, kit):
-    plane, _ = served
+def test_flat_and_nested_data_mean_the_same(shared, kit):
+    plane, _ = shared
     x = kit.digits(1)
     flat = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": x.ravel().tolist()}
     came = plane.http.post(f"{PATH}/infer", json={"id": "a", "inputs": [flat]})
     assert came.json() == plane.infer(x, name="a").json()
 
 
-def test_a_request_without_id_gets_one(served, kit):
-    plane, _ = served
+def test_a_request_without_id_gets_one(shared, kit):
+    plane, _ = shared
     first, second = (plane.infer(kit.digits(1)).json()["id"] for _ in range(2))
     assert first
     assert first != second
 
 
-def test_only_the_asked_outputs_come(served, kit):
-    plane, _ = served
+def test_only_the_asked_outputs_come(shared, kit):
+    plane, _ = shared
     answer = plane.infer(kit.digits(1), outputs=[{"name": "logits"}]).json()
     assert [output["name"] for output in answer["outputs"]] == ["logits"]
 
@@ -68,8 +68,8 @@ def test_only_the_asked_outputs_come(served, kit):
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False, None])
-def test_tritonclient_infers_in_all_forms(served, kit, binary_in, binary_out, compression):
-    plane, tiny = served
+def test_tritonclient_infers_in_all_forms(shared, kit, binary_in, binary_out, compression):
+    plane, tiny = shared
     x = kit.digits(2)
     client = triton.InferenceServerClient(f"127.0.0.1:{plane.port}")
     given = triton.InferInput("image", list(x.shape), "UINT8")
@@ -92,8 +92,8 @@ def test_tritonclient_infers_in_all_forms(served, kit, binary_in, binary_out, co
     client.close()
 
 
-def test_tritonclient_asks_for_health_and_metadata(served):
-    plane, _ = served
+def test_tritonclient_asks_for_health_and_metadata(shared):
+    plane, _ = shared
     client = triton.InferenceServerClient(f"127.0.0.1:{plane.port}")
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -105,12 +105,12 @@ def test_tritonclient_asks_for_health_and_metadata(served):
     client.close()
 
 
-def test_the_group_parameter_reaches_the_spool(served, kit):
-    plane, _ = served
+def test_the_group_parameter_reaches_the_spool(shared, kit):
+    plane, _ = shared
     plane.infer(kit.digits(1), name="r1", parameters={"group": "meter-17"})
     plane.infer(kit.digits(1), name="r2")
     plane.plane.spool.flush(last=True)
-    block = np.concatenate(kit.read_spool(plane.settings.spool, "telemetry"))
+    block = np.concatenate(kit.read_spool(plane.settings.spool, "telemetry"))[-2:]
     assert [bytes(v) for v in block["group_key"]] == [group_key("meter-17"), group_key("r2")]
     assert [bytes(v) for v in block["row_key"]] == [row_key("r1", 0, 1), row_key("r2", 0, 1)]
 
@@ -178,27 +178,37 @@ BAD_FIELDS = {
 
 
 @pytest.mark.parametrize("body", BAD_JSON.values(), ids=BAD_JSON)
-def test_broken_json_is_the_clients_error(served, kit, body):
-    plane, _ = served
-    assert_refused(plane, plane.http.post(f"{PATH}/infer", content=body), kit)
+def test_broken_json_is_the_clients_error(shared, kit, body):
+    plane, _ = shared
+    assert_refused(plane, lambda: plane.http.post(f"{PATH}/infer", content=body), kit)
 
 
 @pytest.mark.parametrize("body", BAD_FIELDS.values(), ids=BAD_FIELDS)
-def test_a_broken_contract_is_the_clients_error(served, kit, body):
-    plane, _ = served
-    assert_refused(plane, plane.http.post(f"{PATH}/infer", json=body), kit)
+def test_a_broken_contract_is_the_clients_error(shared, kit, body):
+    plane, _ = shared
+    assert_refused(plane, lambda: plane.http.post(f"{PATH}/infer", json=body), kit)
 
 
-def assert_refused(plane, answer, kit):
+def counts(plane, *outcomes) -> list[float]:
+    return [
+        plane.metrics()[f'instar_serve_requests_total{{model="meter-reader",outcome="{each}"}}']
+        for each in outcomes
+    ]
+
+
+def assert_refused(plane, send, kit):
+    before = counts(plane, "client_error", "error", "ok")
+    answer = send()
     assert answer.status_code == 400, answer.text
     assert "expected" in answer.json()["error"]
-    assert plane.metrics()['instar_serve_requests_total{model="meter-reader",outcome="client_error"}'] == 1
-    assert plane.metrics()['instar_serve_requests_total{model="meter-reader",outcome="error"}'] == 0
     # Negative control: the battery's base message is a good one, so the changed field was the reason.
     assert plane.http.post(f"{PATH}/infer", json=message()).status_code == 200
+    after = counts(plane, "client_error", "error", "ok")
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 0, 1]
     plane.plane.spool.flush(last=True)
-    block = np.concatenate(kit.read_spool(plane.settings.spool, "telemetry"))
+    block = np.concatenate(kit.read_spool(plane.settings.spool, "telemetry"))[-2:]
     assert block["outcome"].tolist() == [1, 0]
+    assert block["generation"].tolist() == [0, 1]
     assert not block["logits"][0].any()
 
 
@@ -225,14 +235,14 @@ BAD_BINARY = {
 
 
 @pytest.mark.parametrize("request_", BAD_BINARY.values(), ids=BAD_BINARY)
-def test_broken_binary_framing_is_the_clients_error(served, kit, request_):
-    plane, _ = served
+def test_broken_binary_framing_is_the_clients_error(shared, kit, request_):
+    plane, _ = shared
     body, headers = request_
-    assert_refused(plane, plane.http.post(f"{PATH}/infer", content=body, headers=headers), kit)
+    assert_refused(plane, lambda: plane.http.post(f"{PATH}/infer", content=body, headers=headers), kit)
 
 
-def test_data_and_binary_size_together_are_refused(served):
-    plane, _ = served
+def test_data_and_binary_size_together_are_refused(shared):
+    plane, _ = shared
     body = message()
     body["inputs"][0]["parameters"] = {"binary_data_size": 784}
     text = json.dumps(body).encode()
@@ -253,8 +263,8 @@ BAD_ENCODING = {
 
 
 @pytest.mark.parametrize(("body", "coding", "status"), BAD_ENCODING.values(), ids=BAD_ENCODING)
-def test_broken_compression_is_the_clients_error(served, body, coding, status):
-    plane, _ = served
+def test_broken_compression_is_the_clients_error(shared, body, coding, status):
+    plane, _ = shared
     answer = plane.http.post(f"{PATH}/infer", content=body, headers={"Content-Encoding": coding})
     assert answer.status_code == status, answer.text
 
@@ -281,8 +291,8 @@ def test_floats_must_be_finite_and_fit(forge, thread, kit):
         assert plane.http.post(f"{PATH}/infer", content=body, headers=headers).status_code == 400
 
 
-def test_unknown_names_and_methods(served):
-    plane, _ = served
+def test_unknown_names_and_methods(shared):
+    plane, _ = shared
     http = plane.http
     for path in ("/", "/v2/models/other", f"{PATH}/versions/9", "/v2/models", f"{PATH}/config"):
         assert http.get(path).status_code == 404, path

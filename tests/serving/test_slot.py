@@ -54,19 +54,23 @@ def test_goldens_that_do_not_come_out_are_refused(forge):
 
 def test_a_foreign_models_bundle_is_refused(forge):
     tiny = forge.tiny(model="other")
-    with pytest.raises(BundleRefused, match="expected a bundle of model 'meter-reader'.*'other'"):
+    with pytest.raises(BundleRefused, match=r"expected a bundle of model 'meter-reader'.*'other'"):
         build_of(forge, tiny)
     assert build_of(forge, tiny, model="other").generation == 1
+
+
+def image(name="image", datatype="UINT8", shape=(-1, 28, 28)) -> dict:
+    return {"input": {"name": name, "datatype": datatype, "shape": list(shape)}}
 
 
 BAD_META = {
     "unknown key": ({"colour": "red"}, "metadata"),
     "other format": ({"format": 2}, "metadata"),
     "no goldens": ({"goldens": []}, "metadata"),
-    "other input type": ({"input": {"name": "image", "datatype": "INT8", "shape": [-1, 28, 28]}}, "tensor image"),
-    "other input shape": ({"input": {"name": "image", "datatype": "UINT8", "shape": [-1, 28, 27]}}, "tensor image"),
-    "fixed batch": ({"input": {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}}, "tensor image"),
-    "other input name": ({"input": {"name": "img", "datatype": "UINT8", "shape": [-1, 28, 28]}}, "the graph has"),
+    "other input type": (image(datatype="INT8"), "tensor image"),
+    "other input shape": (image(shape=(-1, 28, 27)), "tensor image"),
+    "fixed batch": (image(shape=(1, 28, 28)), "tensor image"),
+    "other input name": (image(name="picture"), "the graph has"),
     "one class less": ({"classes": ["a", "b"]}, "expected logits"),
     "outputs swapped": (
         {
@@ -77,7 +81,7 @@ BAD_META = {
         },
         "expected outputs logits and embedding",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("meta", "reason"), BAD_META.values(), ids=BAD_META)

@@ -1,7 +1,7 @@
 """The demo's approver: says yes to whatever the guards have cleared, with a key that guards nothing.
 
-It goes the way that every operator goes: the subject that control hands out, a signature over its digests, and
-control's own check of both. It cannot approve what the guards did not clear.
+It goes the way that every operator goes: the subject that control hands out, a signature over its digests,
+and control's own check of both. It cannot approve what the guards did not clear.
 """
 
 from daemon.console import signoff

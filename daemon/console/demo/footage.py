@@ -5,6 +5,7 @@ because the server stalled has waited. Pure but for ``load``.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Span = tuple[float, float]
 
+_LINE_BYTES = 160
 _FIELDS = ("n", "at", "ms", "status", "generation", "right", "level")
 
 
@@ -51,14 +53,36 @@ class Footage:
         Raises:
             PermanentError: A line is not the camera's.
         """
-        whole = path.read_bytes().rpartition(b"\n")[0] if path.is_file() else b""
+        raw = path.read_bytes() if path.is_file() else b""
+        return cls._parse(raw.rpartition(b"\n")[0].splitlines(), path)
+
+    @classmethod
+    def load_last(cls, path: Path, requests: int) -> "Footage":
+        """Read the last whole lines alone, up to ``requests`` of them.
+
+        Raises:
+            PermanentError: A line is not the camera's.
+        """
+        if not path.is_file():
+            return cls._parse([], path)
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - requests * _LINE_BYTES)
+            file.seek(start)
+            lines = file.read().rpartition(b"\n")[0].splitlines()
+        # The first line after a jump into the middle of the file is not whole.
+        return cls._parse(lines[1 if start else 0 :][-requests:], path)
+
+    @classmethod
+    def _parse(cls, lines: list[bytes], path: Path) -> "Footage":
         try:
-            records = [json.loads(line) for line in whole.splitlines()]
+            records = [json.loads(line) for line in lines]
             rows = sorted(tuple(record[name] for name in _FIELDS) for record in records)
         except (ValueError, KeyError, TypeError) as error:
             raise PermanentError(f"expected the camera's requests in {path}, got {error!r}") from error
         n, at, ms, status, generation, right, level = zip(*rows, strict=True) if rows else ((),) * 7
-        answered = np.array([g if s == 200 and g else 0 for g, s in zip(generation, status, strict=True)], np.int64)
+        answered = np.array(
+            [g if s == 200 and g else 0 for g, s in zip(generation, status, strict=True)], np.int64
+        )
         return cls(
             n=np.array(n, np.int64),
             at=np.array(at, np.float64),
@@ -77,6 +101,11 @@ class Footage:
     def failed(self) -> int:
         """Requests without an answer of a model."""
         return int((self.generation == 0).sum())
+
+    @property
+    def unrecorded(self) -> int:
+        """Requests before the last one of which there is no record."""
+        return int(self.n.max()) + 1 - self.sent if self.sent else 0
 
     @property
     def drifted_at(self) -> float | None:

@@ -5,6 +5,7 @@
 * Ended politely first, then for good: none outlives ``stop``.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -143,10 +144,9 @@ class Processes:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     if child.stdin is not None:
-        try:
+        # It may have gone before us, with a line of ours unread.
+        with contextlib.suppress(BrokenPipeError):
             child.stdin.close()
-        except BrokenPipeError:
-            pass  # it has gone before us, with a line of ours unread
     if child.poll() is None:
         child.terminate()
         try:

@@ -80,10 +80,13 @@ def prepare(wishes: Wishes) -> Scene:
         PolicyError: The wishes make a policy that is refused.
     """
     state = wishes.state.absolute()
-    missing = [n for n in (*_FILES, "digits.npz", "camera.py", "drift.py") if not (wishes.example / n).is_file()]
+    missing = [
+        n for n in (*_FILES, "digits.npz", "camera.py", "drift.py") if not (wishes.example / n).is_file()
+    ]
     if missing:
         raise PermanentError(
-            f"expected {', '.join(missing)} in {wishes.example}; run from the project's folder, or give --example"
+            f"expected {', '.join(missing)} in {wishes.example}; "
+            "run from the project's folder, or give --example"
         )
     if len(str(state)) > _LONGEST_SOCKET - len("/run/control.sock"):
         raise PermanentError(
@@ -145,7 +148,8 @@ def with_budget(text: str, budget_cpu_s: float) -> str:
     Raises:
         PermanentError: The text has no such key where it belongs.
 
-    >>> print(with_budget("[modification_protocol.search]\\nbudget_cpu_s = 45.0\\nbudget_cpu_s_per_day = 90.0", 60))
+    >>> text = "[modification_protocol.search]\\nbudget_cpu_s = 45.0\\nbudget_cpu_s_per_day = 90.0"
+    >>> print(with_budget(text, 60))
     [modification_protocol.search]
     budget_cpu_s = 60.0
     budget_cpu_s_per_day = 180.0

@@ -29,7 +29,9 @@ class Ports:
         """
         words = text.split("/")
         if len(words) != 3 or not all(word.isdecimal() and 0 < int(word) < 65536 for word in words):
-            raise PermanentError(f"expected --ports SERVE/METRICS/CONTROL such as 8080/8082/8090, got {text!r}")
+            raise PermanentError(
+                f"expected --ports SERVE/METRICS/CONTROL such as 8080/8082/8090, got {text!r}"
+            )
         ports = cls(*(int(word) for word in words))
         if len(set(ports.named().values())) != 3:
             raise PermanentError(f"expected three different ports, got {text!r}")

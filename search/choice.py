@@ -1,0 +1,154 @@
+"""Who wins among finalists, and what is said of it.
+
+* Only a finalist whose exported file meets the limits can win.
+* Best accuracy on new rows wins; accuracy lost on old rows beyond a small allowance counts against it by
+  half; a small price on latency breaks ties.
+* The evidence says how much the choice may flatter: ``winners_curse`` and ``tau_top``.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from policies.terms import Evidence, Limits, Point
+from search.exam import Marks, winners_curse
+from search.explore import Look
+from search.pareto import ranks
+from search.space import Space, to_genome
+
+OLD_ALLOWANCE = 0.02
+_OLD_WEIGHT = 0.5
+_LATENCY_WEIGHT = 0.005
+_Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A genome with its exported file."""
+
+    look: Look
+    marks: Marks
+    bundle: bytes
+    measured_ms: float
+    distance: int
+
+
+def score(look: Look, marks: Marks, old_before: float | None, scale_ms: float) -> float:
+    """Return what a winner has most of.
+
+    Args:
+        look: For its latency, from the table: a measured one would let noise break ties.
+        marks: Of the exam.
+        old_before: Accuracy on old rows that the parent had, in [0, 1]; None without old rows.
+        scale_ms: A latency that costs the whole price.
+    """
+    lost = 0.0
+    if old_before is not None and marks.accuracy_old is not None:
+        lost = max(0.0, old_before - OLD_ALLOWANCE - marks.accuracy_old)
+    return marks.accuracy - _OLD_WEIGHT * lost - _LATENCY_WEIGHT * look.latency_ms / scale_ms
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share.
+
+    Source: Wilson, Probable inference (1927).
+
+    >>> [round(end, 4) for end in wilson(95, 100)]
+    [0.8882, 0.9785]
+    """
+    share, z2 = right / n, _Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return centre - half, centre + half
+
+
+def evidence_of(
+    winner: Finalist, finalists: list[Finalist], looks: list[Look], limits: Limits, rng: np.random.Generator
+) -> list[Evidence]:
+    """Return the numbers that go with a winner."""
+    marks = winner.marks
+    n = len(marks.new)
+    found = [
+        accuracy_evidence("accuracy_search", marks.new),
+        Evidence(name="latency_ms", value=winner.measured_ms, unit="ms", n=1, limit=limits.max_p99_ms),
+        _count("params", winner.look.blueprint.params, "parameters", limits.max_params),
+        _count("macs", winner.look.blueprint.macs, "multiply-accumulates", None),
+        _count("size_bytes", len(winner.bundle), "bytes", limits.max_size_bytes),
+        _count("edit_distance", winner.distance, "genes", limits.max_edit_distance),
+    ]
+    if len(marks.old):
+        found.append(accuracy_evidence("accuracy_old", marks.old))
+    if len(finalists) > 1:
+        right = np.stack([finalist.marks.new for finalist in finalists])
+        found.append(Evidence(name="winners_curse", value=winners_curse(right, rng), unit="share", n=n))
+    tau = tau_top(looks)
+    if tau is not None:
+        found.append(tau)
+    return found
+
+
+def accuracy_evidence(name: str, right: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Evidence:
+    """Return a share of right rows with its interval."""
+    n = len(right)
+    return Evidence(
+        name=name,
+        value=float(right.mean()),
+        unit="share",
+        n=n,
+        interval=wilson(int(right.sum()), n),
+    )
+
+
+def tau_top(looks: list[Look]) -> Evidence | None:
+    """Return Kendall's tau of guess against exam among the better half of guessed genomes.
+
+    Returns:
+        None where fewer than four were guessed, or all are tied: unknown is not zero.
+    """
+    guessed = sorted(
+        (look for look in looks if look.predicted is not None),
+        key=lambda look: look.marks.accuracy,
+        reverse=True,
+    )
+    top = guessed[: max(4, (len(guessed) + 1) // 2)]
+    if len(top) < 4:
+        return None
+    tau = float(kendalltau([look.predicted for look in top], [look.marks.accuracy for look in top]).statistic)
+    return None if math.isnan(tau) else Evidence(name="tau_top", value=tau, unit="tau", n=len(top))
+
+
+def points(space: Space, looks: list[Look], finalists: list[Finalist]) -> tuple[Point, ...]:
+    """Return the front of all that was examined, and the finalists; best accuracy first."""
+    objectives = np.array([[1 - look.marks.accuracy, look.latency_ms] for look in looks])
+    front = [look for look, rank in zip(looks, ranks(objectives), strict=True) if rank == 0]
+    final = {finalist.look.genes.tobytes(): finalist.marks for finalist in finalists}
+    chosen = {look.genes.tobytes(): look for look in [*front, *(one.look for one in finalists)]}
+    found = [
+        Point(
+            genome=to_genome(space, look.genes),
+            accuracy=final.get(name, look.marks).accuracy,
+            latency_ms=round(look.latency_ms, 5),
+            params=look.blueprint.params,
+            measured=True,
+        )
+        for name, look in chosen.items()
+    ]
+    return tuple(sorted(found, key=lambda point: (-point.accuracy, point.latency_ms)))
+
+
+def story(winner: Finalist) -> str:
+    """Return a winner in a line, for people."""
+    genes = "".join(str(gene) for gene in winner.look.genes)
+    marks = winner.marks
+    return (
+        f"winner {genes}  accuracy {marks.accuracy:.4f} on {len(marks.new)} rows, "
+        f"{winner.measured_ms:.3f} ms, {winner.look.blueprint.params} parameters, {len(winner.bundle)} bytes"
+    )
+
+
+def _count(name: str, value: int, unit: str, limit: int | None) -> Evidence:
+    return Evidence(
+        name=name, value=float(value), unit=unit, n=1, limit=None if limit is None else float(limit)
+    )

@@ -1,0 +1,117 @@
+"""The rows that a search may see, checked: what trains, what ranks, what is new, what is old.
+
+* ``role`` 0 trains and 1 ranks; ``regime`` 1 is since the change (or founding), 0 is replay.
+* A row of any other role is refused: the gate's rows must never come here.
+* Too little to learn from, or a single class, is refused before any training.
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.errors import PermanentError
+from policies.terms import Task
+
+MIN_TRAIN_ROWS = 100
+MIN_SEARCH_ROWS = 50
+
+_ARRAYS = ("x", "y", "role", "regime")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs (n, h, w) uint8 and labels (n,) int64."""
+
+    x: NDArray[np.uint8]
+    y: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Rows":
+        """Return some of the rows."""
+        return Rows(self.x[chosen], self.y[chosen])
+
+    def some(self, n: int, rng: np.random.Generator) -> "Rows":
+        """Return up to ``n`` of the rows, drawn evenly, in their order."""
+        return self if len(self) <= n else self.take(np.sort(rng.permutation(len(self))[:n]))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows by role and regime; ``old`` may be empty."""
+
+    train_new: Rows
+    train_old: Rows
+    search_new: Rows
+    search_old: Rows
+
+
+def read_dataset(raw: bytes, task: Task, *, split_regimes: bool) -> Dataset:
+    """Read and check an ``.npz`` of labelled rows.
+
+    Args:
+        raw: The file.
+        task: What its rows must fit.
+        split_regimes: False where nothing has changed: all rows then count as new.
+
+    Raises:
+        PermanentError: The file is not what a search can learn from; the message says why.
+    """
+    arrays = _arrays(raw)
+    x, y, role, regime = (arrays[name] for name in _ARRAYS)
+    shape = task.input.shape[1:]
+    if x.dtype != np.uint8 or x.shape[1:] != shape:
+        raise PermanentError(f"expected x of uint8 (n, {shape}) in the data, got {x.dtype} {x.shape}")
+    if not (len(x) == len(y) == len(role) == len(regime)):
+        raise PermanentError(
+            f"expected arrays of one length, got x {len(x)}, y {len(y)}, role {len(role)}, "
+            f"regime {len(regime)}; export the data again"
+        )
+    if not np.isin(role, (0, 1)).all():
+        raise PermanentError(
+            f"expected roles 0 (train) and 1 (search) in the data, got {np.unique(role).tolist()}; "
+            "rows of other roles must not reach a search"
+        )
+    if len(y) and (int(y.min()) < 0 or int(y.max()) >= len(task.classes)):
+        raise PermanentError(
+            f"expected labels in [0, {len(task.classes)}), got {int(y.min())} to {int(y.max())}"
+        )
+    rows = Rows(x.astype(np.uint8), y.astype(np.int64))
+    new = regime == 1 if split_regimes else np.ones(len(y), dtype=np.bool_)
+    data = Dataset(
+        train_new=rows.take(new & (role == 0)),
+        train_old=rows.take(~new & (role == 0)),
+        search_new=rows.take(new & (role == 1)),
+        search_old=rows.take(~new & (role == 1)),
+    )
+    _check_enough(data)
+    return data
+
+
+def _arrays(raw: bytes) -> dict[str, NDArray[np.generic]]:
+    try:
+        with np.load(io.BytesIO(raw), allow_pickle=False) as file:
+            return {name: file[name] for name in _ARRAYS}
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise PermanentError(f"expected an .npz with arrays {', '.join(_ARRAYS)}, got {error}") from error
+
+
+def _check_enough(data: Dataset) -> None:
+    for name, rows, least in (
+        ("train", data.train_new, MIN_TRAIN_ROWS),
+        ("search", data.search_new, MIN_SEARCH_ROWS),
+    ):
+        if len(rows) < least:
+            raise PermanentError(
+                f"expected at least {least} new rows of role {name}, got {len(rows)}; wait for more labels"
+            )
+        found = np.unique(rows.y)
+        if len(found) < 2:
+            raise PermanentError(
+                f"expected at least two classes among {len(rows)} rows of role {name}, got only class "
+                f"{int(found[0])}; one class cannot be told from nothing"
+            )

@@ -1,0 +1,107 @@
+"""``python -m search.oracle CASE OUT``: what one genome reaches when it is trained alone, and long.
+
+The yardstick for adaptations: benchmarks and scenarios ask how much of it a short re-search regains. It
+takes no part in the loop. CASE is the JSON of an ``OracleCase``, paths relative to its folder; OUT is a file.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+from safetensors.torch import load
+
+from policies.errors import PermanentError
+from policies.terms import Genome, Task, Term
+from policies.wire import canonical
+from search import plan, training
+from search.budget import Budget, steps
+from search.crew import Crew
+from search.dataset import Rows
+from search.exam import Exam, images
+from search.progress import write_whole
+from search.space import to_genes
+from search.spaces import BUILTIN
+from search.supernet import Supernet
+
+_RATE = 0.1
+_OVERHEAD_S = 4.0
+
+
+class OracleCase(Term):
+    """What to train, on what."""
+
+    task: Task
+    genome: Genome
+    train: str = Field(description="npz with x (n, h, w) uint8 and y (n,)")
+    test: str
+    budget_cpu_s: float = Field(gt=0.0)
+    seed: int = Field(ge=0)
+    threads: int = Field(ge=1)
+    state: str | None = Field(default=None, description="safetensors of a supernet to start from.")
+
+
+class OracleResult(Term):
+    """What it reached."""
+
+    accuracy: float
+    n: int
+    cpu_s: float
+    epochs: float
+
+
+def consult(case: OracleCase, folder: Path, budget: Budget) -> OracleResult:
+    """Train the genome and examine it on the test rows.
+
+    Raises:
+        PermanentError: The task, the genome or a file does not fit.
+    """
+    space = BUILTIN[case.task.modality.value](case.task)
+    blueprint = space.blueprint(to_genes(space, case.genome))
+    net = Supernet(space.blueprint(space.largest), case.seed)
+    if case.state is not None:
+        net.load(load((folder / case.state).read_bytes()))
+    train, test = _rows(folder / case.train), _rows(folder / case.test)
+    nothing = train.take(np.zeros(0, dtype=np.int64))
+    cost = training.step_cost_s((blueprint,), plan.BATCH)
+    count = steps(budget.total_s - _OVERHEAD_S, cost)
+    course = training.Course("oracle", count, 0, _RATE, 1.0)
+    stream = training.batches(train, nothing, plan.BATCH, case.task.augmentation, case.seed)
+    crew = Crew(1)  # One subnet a step leaves nothing to share out.
+    taken = training.train(net, stream, lambda _: (blueprint,), course, budget, lambda *_: None, crew)
+    crew.close()
+    calibration = train.some(plan.FINAL_CALIBRATION_ROWS, np.random.default_rng(case.seed))
+    marks = Exam(net, images(calibration.x), test, nothing).take(blueprint)
+    return OracleResult(
+        accuracy=marks.accuracy,
+        n=len(test),
+        cpu_s=round(budget.used_s, 3),
+        epochs=round(taken * plan.BATCH / len(train), 3),
+    )
+
+
+def _rows(path: Path) -> Rows:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Rows(file["x"].astype(np.uint8, casting="safe"), file["y"].astype(np.int64))
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise PermanentError(f"expected an .npz with uint8 x and labels y in {path}, got {error}") from error
+
+
+def main(arguments: list[str]) -> int:
+    """Run one consultation and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m search.oracle", description="Train one genome, long.")
+    parser.add_argument("case", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    case = OracleCase.model_validate_json(options.case.read_bytes())
+    result = consult(case, options.case.parent, Budget(case.budget_cpu_s, time.process_time))
+    write_whole(options.out, canonical(result))
+    print(f"accuracy {result.accuracy:.4f} on {result.n} rows after {result.epochs} epochs", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
