@@ -26,7 +26,7 @@ from daemon.control.law import Law
 from daemon.control.link import Link
 from daemon.control.operators import Operators
 from daemon.control.performer import Performer
-from daemon.control.schedule import SNAPSHOT_S, VERIFY_S, Schedule
+from daemon.control.schedule import HOUSEKEEPING_S, SNAPSHOT_S, VERIFY_S, Schedule
 from daemon.control.sensors import Sensors
 from daemon.control.turn import Turn
 from daemon.control.views import Views
@@ -46,6 +46,8 @@ from policies.terms import Task
 log = logging.getLogger(__name__)
 
 EXIT_CONFIG = 78
+MAX_SAMPLES = 200_000
+"""Raw rows that are kept of each database; the oldest go first, founding rows stay."""
 
 
 @dataclass
@@ -139,6 +141,7 @@ async def serve(control: Control) -> None:
     schedule.every(settings.turn_s, "turn", lambda: _turn(control))
     schedule.every(VERIFY_S, "verify", control.turn.verify)
     schedule.every(SNAPSHOT_S, "snapshot", lambda: _snapshot(control))
+    schedule.every(HOUSEKEEPING_S, "housekeeping", lambda: _keep_house(control))
     inner = control_socket.app(control.views, control.operators, control.law, control.turn)
     outer = Starlette(routes=pages(Page(control), lambda task, labels: _labels(control, task, labels)))
     settings.control_socket.unlink(missing_ok=True)
@@ -158,6 +161,8 @@ async def serve(control: Control) -> None:
         schedule.stop()
         _snapshot(control)
         control.jobs.stop()
+        control.samples.close()
+        control.book.journal.close()
 
 
 class Page:
@@ -190,6 +195,27 @@ def _turn(control: Control) -> None:
 def _snapshot(control: Control) -> None:
     with control.turn.lock:
         control.sensors.save()
+
+
+def _keep_house(control: Control) -> None:
+    """Bound the samples, and say how much the state holds."""
+    gone = control.samples.trim(MAX_SAMPLES)
+    if gone:
+        log.info("samples=%d oldest rows forgotten", gone)
+    settings = control.settings
+    folders = {"blobs": settings.blobs, "samples": settings.samples, "spool": settings.spool}
+    held = {kind: _size_bytes(folder) for kind, folder in folders.items()}
+    held["journal"] = settings.journal.stat().st_size
+    control.metrics.stored(held)
+
+
+def _size_bytes(folder: Path) -> int:
+    """Return the bytes of all files in a folder; one that goes away meanwhile counts for nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _labels(control: Control, task: str, labels: list[tuple[str, int | str]]) -> int:

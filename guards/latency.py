@@ -57,7 +57,7 @@ class Latency:
             ratio, more = _against(times, p50, limit, source)
             evidence += more
             told += f"; median {p50:.3f} ms, {ratio:.2f} × the incumbent's, limit {limit.max_ratio:g}"
-        share = max(p99 / limit.max_p99_ms, 0.0 if ratio is None else ratio / limit.max_ratio)
+        share = max(p99 / limit.max_p99_ms, 0.0 if ratio is None else _ratio_used(ratio, limit.max_ratio))
         within = p99 <= limit.max_p99_ms and (ratio is None or ratio <= limit.max_ratio)
         finding = Finding.PASS if within else Finding.FAIL
         return verdict(self, case, finding, f"{told} (n={len(x)})", *evidence, used(share))
@@ -98,6 +98,15 @@ def _against(
         _ms("incumbent p50", other50, n, source, None),
         Evidence(name="ratio", value=capped, unit="×", n=n, limit=limit.max_ratio, source=source),
     ]
+
+
+def _ratio_used(ratio: float, limit: float) -> float:
+    """Return the share of an allowance to be slower; as fast as the incumbent uses nothing of it.
+
+    >>> _ratio_used(ratio=1.25, limit=1.5), _ratio_used(ratio=0.8, limit=1.0)
+    (0.5, 0.8)
+    """
+    return max(0.0, (ratio - 1) / (limit - 1)) if limit > 1 else ratio / limit
 
 
 def _quantiles(times: Times) -> tuple[float, float]:

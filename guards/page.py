@@ -63,10 +63,11 @@ def _forest(report: Report) -> Axis | None:
     values = [report.slice_limit]
     for row in report.slices:
         values += [*(row.evidence.interval or ()), row.evidence.value]
+        values += [] if row.detectable is None else [-row.detectable]
     low, high = span(values)
     if report.founding:
         high = max(high, 1.0)
-    return Axis(low, high, 92.0, 600.0)
+    return Axis(low, high, 96.0, 840.0)
 
 
 def _pareto(report: Report) -> tuple[Axis, Axis] | None:
@@ -76,7 +77,7 @@ def _pareto(report: Report) -> tuple[Axis, Axis] | None:
     # The worst of the predicted points would squeeze the ones that matter into a corner.
     gains = sorted(p.accuracy for p in report.points)
     y = span([gains[len(gains) // 10], gains[-1]], least=0.01)
-    return Axis(*x, 58.0, 600.0), Axis(*y, 250.0, 14.0)
+    return Axis(*x, 54.0, 470.0), Axis(*y, 236.0, 14.0)
 
 
 def _share(value: float) -> str:
@@ -105,6 +106,8 @@ def _amount(value: float, unit: str) -> str:
     >>> _amount(0.2714, "ms")
     '0.271\\xa0ms'
     """
+    if unit == "share":
+        return _share(value)
     figure = f"{value:,.0f}".replace(",", "\u00a0") if abs(value) >= 1000 else f"{value:.3g}"
     return figure if unit in ("numbers", "") else f"{figure}\u00a0{unit}"
 

@@ -149,7 +149,7 @@ def make(
         genes=() if case.incumbent_genome is None else gene_changes(case.incumbent_genome, case.genome),
         distances=_distances(case),
         layers=side_by_side(before, layers),
-        accuracy=_accuracy(verdicts),
+        accuracy=_accuracy(case, verdicts),
         differences=_differences(verdicts),
         slices=_slices(case, verdicts),
         slice_limit=protocol.evaluation.floor.min_accuracy if case.founding else 0.0,
@@ -220,8 +220,8 @@ def _distances(case: Case) -> tuple[Distance, ...]:
     return tuple(Distance(label=a, genes=b, limit=c, clause=limit.clause) for a, b, c in pairs)
 
 
-def _accuracy(verdicts: Sequence[Verdict]) -> tuple[Measured, ...]:
-    new, old = "since the change", "before the change"
+def _accuracy(case: Case, verdicts: Sequence[Verdict]) -> tuple[Measured, ...]:
+    new, old = "founding data" if case.founding else "since the change", "before the change"
     wanted = (
         ("candidate", new, "floor", "accuracy"),
         ("incumbent", new, "incumbent", "incumbent accuracy"),

@@ -166,11 +166,12 @@ def verify_signer(raw: bytes, signature: str, signers: Signers, namespace: str, 
         ) from error
     except (ValueError, NotImplementedError) as error:
         raise TamperError(f"expected an armoured SSH signature, got {error}") from error
-    line = next(signer for signer in signers.lines if signer.key == made_by)
-    problem = line.problem(namespace, now)
-    if problem is not None:
-        raise TamperError(f"signed by {line.principals[0]}, but {problem}")
-    return line
+    # A key may stand on several lines, each good for another namespace or time: one that counts is enough.
+    lines = [signer for signer in signers.lines if signer.key == made_by]
+    problems = [line.problem(namespace, now) for line in lines]
+    if None in problems:
+        return lines[problems.index(None)]
+    raise TamperError(f"signed by {lines[0].principals[0]}, but {problems[0]}")
 
 
 def make_key(path: Path, comment: str) -> None:

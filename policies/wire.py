@@ -44,7 +44,7 @@ def digest(value: Any) -> str:
 
 def is_digest(text: str) -> bool:
     """Tell whether the text is a digest in our spelling."""
-    return re.match(DIGEST_PATTERN, text) is not None
+    return re.fullmatch(DIGEST_PATTERN, text) is not None
 
 
 def parse_canonical(raw: bytes, where: str) -> Any:

@@ -7,6 +7,8 @@
 
 from collections.abc import Callable
 
+_PACE_STEPS = 20
+
 
 class Budget:
     """CPU-seconds of this process.
@@ -45,12 +47,14 @@ class Budget:
         return True
 
     def replan(self, phase: str, done: int, planned: int, began_s: float, share: float) -> int:
-        """Return how many steps a phase will reach at its present pace; never more than planned.
+        """Return how many steps a phase will reach at its pace so far; never more than planned.
+
+        A pace is known after some steps; before, the plan stands.
 
         Args:
             phase: Its name.
             done: Steps so far.
-            planned: Steps planned so far.
+            planned: Steps planned at first.
             began_s: What had been used when the phase began.
             share: As in ``stop``.
         """
@@ -58,7 +62,7 @@ class Budget:
             return done
         allowed = share * self._total_s - began_s
         spent = self._cpu() - began_s
-        if done == 0 or spent * planned <= allowed * done:
+        if done < _PACE_STEPS or spent * planned <= allowed * done:
             return planned
         if phase not in self.cut:
             self.cut.append(phase)

@@ -21,7 +21,7 @@ from search.export import block_model, network_model, random_weights
 Clock = Callable[[], float]
 """Returns seconds that never go back."""
 
-_BLOCK_RUNS = 15
+_BLOCK_RUNS = 25
 _NETWORK_RUNS = 60
 _WARM_RUNS = 3
 

@@ -56,7 +56,8 @@ def consult(case: OracleCase, folder: Path, budget: Budget) -> OracleResult:
     """Train the genome and examine it on the test rows.
 
     Raises:
-        PermanentError: The task, the genome or a file does not fit.
+        PermanentError: The task or a file does not fit, or the budget leaves no step.
+        ValueError: The genome is not of the task's space.
     """
     space = BUILTIN[case.task.modality.value](case.task)
     blueprint = space.blueprint(to_genes(space, case.genome))
@@ -72,6 +73,11 @@ def consult(case: OracleCase, folder: Path, budget: Budget) -> OracleResult:
     crew = Crew(1)  # One subnet a step leaves nothing to share out.
     taken = training.train(net, stream, lambda _: (blueprint,), course, budget, lambda *_: None, crew)
     crew.close()
+    if taken == 0:
+        raise PermanentError(
+            f"expected time to train within {budget.total_s:g} CPU-s, got none after "
+            f"{budget.used_s:.1f} CPU-s of preparation; raise budget_cpu_s"
+        )
     calibration = train.some(plan.FINAL_CALIBRATION_ROWS, np.random.default_rng(case.seed))
     marks = Exam(net, images(calibration.x), test, nothing).take(blueprint)
     return OracleResult(
@@ -97,7 +103,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
     case = OracleCase.model_validate_json(options.case.read_bytes())
-    result = consult(case, options.case.parent, Budget(case.budget_cpu_s, time.process_time))
+    try:
+        result = consult(case, options.case.parent, Budget(case.budget_cpu_s, time.process_time))
+    except PermanentError as error:
+        print(f"refused: {error}", flush=True)
+        return 3
     write_whole(options.out, canonical(result))
     print(f"accuracy {result.accuracy:.4f} on {result.n} rows after {result.epochs} epochs", flush=True)
     return 0

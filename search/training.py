@@ -107,7 +107,7 @@ def train(
     step = 0
     while step < planned:
         if step % _LOOK_EVERY == 0:
-            planned = budget.replan(course.phase, step, planned, began, course.end_share)
+            planned = budget.replan(course.phase, step, course.steps, began, course.end_share)
             report(step, planned, f"{course.phase}: step {step} of {planned}")
             if step >= planned:
                 break

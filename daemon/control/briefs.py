@@ -27,6 +27,7 @@ class Briefs:
     """Writes for the workers of one task."""
 
     def __init__(self, task: Task, law: Law, book: Book, blobs: Blobs, samples: Samples, seed: int) -> None:
+        self._vault = samples.vault
         self._task = task
         self._law = law
         self._book = book
@@ -74,13 +75,13 @@ class Briefs:
         )
 
     def case(self, candidate: Candidate, result: SearchResult, folder: Path) -> Case:
-        """Return what the panel is shown; gate rows and traffic are written into ``folder``."""
+        """Return what the panel is shown: gate rows go into the vault, traffic into ``folder``."""
         ledger = self._book.ledger
         data = self._law.policy.modification_protocol.data
         live = ledger.live_candidate
         baseline = None if ledger.baseline is None else ledger.candidates[ledger.baseline]
         gate = self._samples.export_gate(
-            folder / "gate.npz",
+            self._vault / f"{candidate.id}.npz",
             since=rules.change_since(candidate.trigger),
             max_rows=data.max_gate_rows,
             seed=self._seed,

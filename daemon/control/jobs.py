@@ -93,7 +93,7 @@ class Jobs:
             detail=detail,
         )
 
-    def close_search(self, outcome: str, reason: str, now: float) -> None:
+    def close_search(self, outcome: str, reason: str, now: float, architectures: int = 0) -> None:
         """Charge the open search and close it."""
         job = self.search_job(now)
         trigger = self._book.ledger.trigger
@@ -107,6 +107,7 @@ class Jobs:
             kind=trigger.kind.value,
             cpu_s=round(job.cpu_s, 3),
             wall_s=round(now - job.started_at, 3),
+            architectures=architectures,
         )
         log.info("search=%s outcome=%s cpu_s=%.1f: %s", job.id, outcome, job.cpu_s, reason)
         self._search = None
@@ -139,7 +140,7 @@ class Jobs:
                 search=opened.id,
             )
             log.info("candidate=%s stage=PROPOSED generation=None: by %s", name, opened.id)
-        self.close_search("done", "a candidate was found", now)
+        self.close_search("done", "a candidate was found", now, result.architectures)
 
     def export(self, candidate: Candidate) -> None:
         """Take the candidate's bytes in under their digest, or abandon it."""

@@ -2,7 +2,7 @@
 
 * Folding is pure and total: the same entries give the same ledger, on any machine, at any time.
 * A candidate's stage changes by ``candidate.moved`` alone, and only along the lifecycle's roads.
-* Kinds that tell a story but decide nothing (``signal``, ``page``, ``deploy.*``) fold to nothing.
+* Kinds that tell a story but decide nothing (``page``, ``deploy.*``) fold to nothing.
 
 ``turn`` reads it; nobody writes it but ``apply``.
 """
@@ -75,6 +75,7 @@ class Ledger:
     swaps: list[Swap] = field(default_factory=list)
     spent: list[Spent] = field(default_factory=list)
     references: dict[int, int] = field(default_factory=dict)
+    levels: dict[str, str] = field(default_factory=dict)
     policy: str | None = None
     entries: int = 0
 
@@ -223,6 +224,10 @@ def _reference(ledger: Ledger, entry: EntryLike) -> None:
     ledger.references[entry.body["generation"]] = entry.body["rows"]
 
 
+def _signal(ledger: Ledger, entry: EntryLike) -> None:
+    ledger.levels[entry.body["monitor"]] = entry.body["level"]
+
+
 def _policy(ledger: Ledger, entry: EntryLike) -> None:
     ledger.policy = entry.body["digest"]
 
@@ -246,5 +251,6 @@ _FOLDS: dict[str, Callable[[Ledger, EntryLike], None]] = {
     "freeze": _freeze,
     "thaw": _thaw,
     "reference.sealed": _reference,
+    "signal": _signal,
     "policy.loaded": _policy,
 }

@@ -1,4 +1,4 @@
-"""When things happen: the turn, the journal's verification, the monitors' snapshot, the clock's guard.
+"""When things happen: the turn, the journal's verification, the monitors' snapshot, housekeeping, the clock.
 
 The schedule is in memory and made anew at every start, from the settings: a pickled job store deletes what it
 cannot restore. A job never runs twice at once, and a missed run is made up once.
@@ -7,6 +7,7 @@ cannot restore. A job never runs twice at once, and a missed run is made up once
 import logging
 from collections.abc import Callable
 
+from apscheduler.events import EVENT_JOB_SUBMITTED, JobSubmissionEvent
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 VERIFY_S = 60.0
 SNAPSHOT_S = 5.0
 GUARD_S = 1.0
+HOUSEKEEPING_S = 60.0
 JUMP_S = 2.0
 
 
@@ -57,11 +59,16 @@ class Schedule:
     def start(self) -> None:
         """Start the clockwork, with its own guard."""
         self.every(GUARD_S, "clock", self._check_clock)
+        self._scheduler.add_listener(self._measure_lag, EVENT_JOB_SUBMITTED)
         self._scheduler.start()
 
     def stop(self) -> None:
         """Stop after the jobs that run have ended."""
         self._scheduler.shutdown(wait=True)
+
+    def _measure_lag(self, event: JobSubmissionEvent) -> None:
+        due = max(moment.timestamp() for moment in event.scheduled_run_times)
+        self._metrics.scheduler_lag(event.job_id, max(0.0, self._clock.now() - due))
 
     def _check_clock(self) -> None:
         jump = self._guard.check()

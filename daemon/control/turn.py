@@ -68,7 +68,6 @@ class Turn:
         self.serving = "not asked yet"
         self.journal_valid: bool | None = None
         self.verified_at: float | None = None
-        self._levels: dict[str, Level] = {}
 
     def run(self) -> Plan | None:
         """Run one turn; return its plan, or None when it could not be made."""
@@ -132,7 +131,7 @@ class Turn:
         self.signals = self._sensors.assess(now)
         for signal in self.signals:
             self._metrics.monitor(signal)
-            if self._levels.get(signal.monitor, Level.QUIET) is not signal.level:
+            if ledger.levels.get(signal.monitor, Level.QUIET.value) != signal.level.value:
                 self._book.write(
                     "signal",
                     monitor=signal.monitor,
@@ -141,7 +140,6 @@ class Turn:
                     reason=signal.reason,
                 )
                 log.info("monitor=%s level=%s: %s", signal.monitor, signal.level, signal.reason)
-            self._levels[signal.monitor] = signal.level
         watch = self._sensors.watch
         if watch is not None and watch.calibrated and watch.generation not in ledger.references:
             facts = next((s.facts for s in self.signals if s.monitor == "drift"), {})

@@ -18,7 +18,7 @@ from policies.lifecycle import Stage
 from policies.terms import Finding, Level, Signal
 
 MONITORS = ("drift", "errors", "latency")
-JOBS = ("turn", "verify", "snapshot", "clock")
+JOBS = ("turn", "verify", "snapshot", "housekeeping", "clock")
 STORES = ("journal", "blobs", "samples", "spool")
 _DELAYS = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 900, 3600, 86400)
 _LAGS = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 300)

@@ -78,7 +78,7 @@ class Samples:
     def __init__(self, folder: Path, key: bytes, shares: Data) -> None:
         self._roles = Roles(key, shares)
         self._lock = threading.Lock()
-        vault = folder / "vault"
+        vault = self.vault = folder / "vault"
         vault.mkdir(parents=True, exist_ok=True, mode=0o700)
         vault.chmod(0o700)
         self._plain = _open(folder / "samples.db", _SCHEMA + _PLAIN, synchronous="NORMAL")

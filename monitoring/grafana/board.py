@@ -33,7 +33,7 @@ MODEL = '{model="$model"}'
 class View:
     """One panel: what it asks (``expr`` and ``legend``), in which unit, and what its reader should know.
 
-    ``limit`` draws a line at a value that must not be crossed upwards, with ``below`` downwards; ``now`` shows
+    ``limit`` draws a line that must not be crossed, upwards or, with ``below``, downwards; ``now`` shows
     the last value in large, under the name that ``words`` gives it.
     """
 

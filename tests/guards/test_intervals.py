@@ -65,9 +65,9 @@ def test_the_lower_bound_keeps_its_level_on_the_edge_of_the_margin() -> None:
     rng = np.random.default_rng(11)
     margin, discordance, n = 0.03, 0.10, 700
     lost, won = (discordance + margin) / 2, (discordance - margin) / 2
-    draws = rng.multinomial(n, [won, lost, 1 - won - lost], size=4000)
+    draws = rng.multinomial(n, [won, lost, 1 - won - lost], size=1500)
     passed = np.mean([Paired(int(b), int(c), n).bounds(0.05)[0] > -margin for b, c, _rest in draws])
-    assert 0.03 < passed < 0.062
+    assert 0.03 < passed < 0.068
 
 
 def test_the_planned_rows_give_the_planned_power() -> None:
@@ -76,9 +76,9 @@ def test_the_planned_rows_give_the_planned_power() -> None:
 
     n = required_rows(NonInferiority(clause="MP-1", margin=0.03, alpha=0.05, power=0.8, discordance=0.10))
     rng = np.random.default_rng(12)
-    draws = rng.multinomial(n, [0.05, 0.05, 0.90], size=2000)
+    draws = rng.multinomial(n, [0.05, 0.05, 0.90], size=1000)
     passed = np.mean([Paired(int(b), int(c), n).bounds(0.05)[0] > -0.03 for b, c, _rest in draws])
-    assert 0.76 < passed < 0.86
+    assert 0.75 < passed < 0.87
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 0), (-1, 0, 5), (4, 2, 5)])
@@ -108,6 +108,6 @@ def test_a_drop_is_found_as_often_as_promised() -> None:
     drop = detectable_drop(n, alpha, questions, 0.8, discordance)
     rng = np.random.default_rng(13)
     lost, won = (discordance + drop) / 2, (discordance - drop) / 2
-    draws = rng.multinomial(n, [won, lost, 1 - won - lost], size=1500)
+    draws = rng.multinomial(n, [won, lost, 1 - won - lost], size=600)
     found = np.mean([worse_p(int(b), int(c)) <= alpha / questions for b, c, _rest in draws])
     assert 0.7 < found < 0.9

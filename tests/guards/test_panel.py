@@ -21,6 +21,9 @@ from policies.wire import canonical, digest_bytes
 
 Judging = Callable[[Case, Material], Any]
 
+# The worker forks while it has one thread; this process has those of its numerics, and Python 3.12 says so.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 
 class Scripted:
     """A guard that does what the test says."""
@@ -232,3 +235,27 @@ def test_the_worker_loads_no_torch_and_no_runtime_before_the_fork() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert ended.stdout.strip() == "[]", ended.stderr
+
+
+def test_a_guard_that_hangs_ends_with_the_panel(shop: Any, tmp_path: Path) -> None:
+    # The guard holds the pipe open: reading to its end returns only when the orphan is gone too.
+    case = tmp_path / "case.json"
+    case.write_bytes(canonical(case_of(shop, "hangs", timeout_s=3600.0)))
+    text = (
+        "import sys, threading\n"
+        "from pathlib import Path\n"
+        "from guards import panel\n"
+        "from guards.__main__ import read_case\n"
+        "class Hangs:\n"
+        "    def judge(self, case, material):\n"
+        "        print('hanging', flush=True)\n"
+        "        threading.Event().wait()\n"
+        "panel.sit(read_case(Path(sys.argv[1])), lambda: {'hangs': Hangs}, lambda: 0.0)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", text, str(case)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hanging\n"
+        process.kill()
+        assert process.stdout.read() == ""

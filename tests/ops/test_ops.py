@@ -1,4 +1,4 @@
-"""systemd's protocols, the log, clock jumps, rooms, plugins and settings."""
+"""systemd's protocols, the log, clock jumps, rooms and settings."""
 
 import io
 import logging
@@ -8,13 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from daemon import plugins, rooms
+from daemon import rooms
 from daemon.ops import logs, sd
 from daemon.ops.jumps import JumpGuard, reanchor
 from daemon.settings import ControlSettings
@@ -175,41 +174,6 @@ class TestRooms:
         owners = {room: ["instar", "instar"] for room in rooms.ROOMS} | {"numpy": ["numpy"]}
         monkeypatch.setattr(rooms, "packages_distributions", lambda: owners)
         rooms.check_rooms()
-
-
-class TestPlugins:
-    def test_built_ins_come_first_and_plugins_are_loaded(self) -> None:
-        points = [
-            EntryPoint("sqrt", "math:sqrt", "instar.monitors"),
-            EntryPoint("m", "math", "instar.monitors"),
-        ]
-        found = plugins.merge({"drift": print}, points)
-        assert list(found) == ["drift", "m", "sqrt"]
-        assert found["sqrt"](9.0) == 3.0
-
-    @pytest.mark.parametrize("taken", [{"drift": print}, {}])
-    def test_a_name_that_is_taken_is_refused(self, taken: dict[str, object]) -> None:
-        points = [EntryPoint("drift", "math:sqrt", "instar.monitors")] * 2
-        with pytest.raises(PermanentError, match=r"expected a new name .* got 'drift'"):
-            plugins.merge(taken, points)
-
-    @pytest.mark.parametrize("value", ["no_such_module:x", "math:no_such_name"])
-    def test_a_plugin_that_cannot_be_loaded_is_refused(self, value: str) -> None:
-        with pytest.raises(PermanentError, match="to load, got"):
-            plugins.merge({}, [EntryPoint("x", value, "instar.guards")])
-
-    def test_a_group_is_one_of_ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: list[str] = []
-
-        def entry_points(*, group: str) -> list[EntryPoint]:
-            asked.append(group)
-            return [EntryPoint("sqrt", "math:sqrt", group)]
-
-        monkeypatch.setattr(plugins, "entry_points", entry_points)
-        assert list(plugins.load("instar.guards", {"floor": print})) == ["floor", "sqrt"]
-        assert asked == ["instar.guards"]
-        with pytest.raises(PermanentError, match="expected a plugin group among"):
-            plugins.load("instar.guard", {})
 
 
 class TestSettings:

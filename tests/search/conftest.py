@@ -127,14 +127,13 @@ def founding_brief(task: Task, limits: Limits, write_data: Callable[..., Artefac
 def run_search() -> Callable[..., Searched]:
     """Return a runner of one search in this process, its CPU time counted from its own beginning."""
 
-    def run(brief: Brief, folder: Path, out: Path, *, strategy: str = "nsga2") -> Searched:
+    def run(brief: Brief, folder: Path, out: Path, cpu: Callable[[], float] | None = None) -> Searched:
         out.mkdir()
         path = folder / f"{out.name}.json"
         path.write_bytes(canonical(brief))
         began = time.process_time()
-        tools = Tools(
-            STRATEGIES[strategy], lambda: time.process_time() - began, time.perf_counter, lambda _: None
-        )
+        own = cpu or (lambda: time.process_time() - began)
+        tools = Tools(STRATEGIES["nsga2"], own, time.perf_counter, lambda _: None)
         return Searched(brief, out, search(path, out, tools))
 
     return run

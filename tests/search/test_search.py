@@ -146,14 +146,26 @@ def test_a_latency_search_chooses_a_faster_point_of_the_archive_without_training
     assert chosen.state.digest == founded.result.state.digest
 
 
-def test_a_latency_search_from_the_fastest_point_is_refused(
-    tmp_path, child_brief, founded, run_search, space
-):
-    genome = founded.result.winner.model_copy(update={"genes": tuple(int(g) for g in space.smallest)})
-    brief = child_brief(tmp_path, TriggerKind.LATENCY, parent_genome=genome, limits=founded.brief.limits)
+def test_a_latency_search_that_may_change_no_gene_is_refused(tmp_path, child_brief, founded, run_search):
+    limits = founded.brief.limits.model_copy(update={"max_edit_distance": 0})
+    brief = child_brief(tmp_path, TriggerKind.LATENCY, limits=limits)
     with pytest.raises(PermanentError, match="median"):
         run_search(brief, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_an_adaptation_that_is_not_cut_gives_the_same_bytes_again(
+    tmp_path, child_brief, write_data, run_search
+):
+    data = write_data(tmp_path / "data.npz", 400, 200, turned=True)
+    results = []
+    for number, seed in enumerate((5, 5, 6)):
+        brief = child_brief(tmp_path, TriggerKind.DATA, data=data, budget_cpu_s=9.5, seed=seed)
+        # With a clock that stands, no phase is cut.
+        results.append(run_search(brief, tmp_path, tmp_path / f"out{number}", cpu=lambda: 0.0).result)
+    first, same, other = results
+    assert (first.bundle, first.state) == (same.bundle, same.state)
+    assert first.state != other.state
 
 
 def test_artefacts_of_a_result_are_relative_to_its_folder(founded):

@@ -12,7 +12,7 @@ from search.crew import Crew
 from search.dataset import Rows
 from search.exam import images, outputs, winners_curse
 from search.jitter import jitter
-from search.supernet import Supernet
+from search.supernet import Statistics, Supernet
 from search.training import Course, batches, train
 
 _STILL = Augmentation(rotate_deg=0.0, shift_px=0.0, scale=0.0, gain=0.0, noise=0.0)
@@ -44,17 +44,12 @@ def test_calibration_gives_what_the_batch_itself_gives(net, space, pixels):
 
 def test_another_subnets_statistics_do_not_fit(net, space, pixels):
     """The control of the test above: what calibration is for."""
-    narrow = space.smallest.copy()
     statistics = net.calibrate(space.blueprint(space.largest), images(pixels))
-    blueprint = space.blueprint(narrow)
-    cut = {
-        conv.slot: (
-            statistics.mean[conv.slot][: conv.outputs],
-            statistics.variance[conv.slot][: conv.outputs],
-        )
-        for conv in blueprint.convs
-    }
-    foreign = type(statistics)({k: v[0] for k, v in cut.items()}, {k: v[1] for k, v in cut.items()})
+    blueprint = space.blueprint(space.smallest)
+    foreign = Statistics(
+        {conv.slot: statistics.mean[conv.slot][: conv.outputs] for conv in blueprint.convs},
+        {conv.slot: statistics.variance[conv.slot][: conv.outputs] for conv in blueprint.convs},
+    )
     own = net.calibrate(blueprint, images(pixels))
     gap = outputs(net, blueprint, foreign, pixels)[0] - outputs(net, blueprint, own, pixels)[0]
     assert np.abs(gap).max() > 0.05

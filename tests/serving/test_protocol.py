@@ -226,6 +226,7 @@ BAD_BINARY = {
     "other size": binary(783, bytes(783)),
     "size no number": binary("784", bytes(784)),
     "size true": binary(True, bytes(784)),
+    "size a float": binary(784.0, bytes(784)),
     "length beyond body": binary(784, bytes(784), "99999"),
     "length no number": binary(784, bytes(784), "x"),
     "length negative": binary(784, bytes(784), "-5"),
@@ -289,6 +290,22 @@ def test_floats_must_be_finite_and_fit(forge, thread, kit):
         body = body.replace(b"UINT8", b"FP32")
         headers["Inference-Header-Content-Length"] = str(len(body) - len(tail))
         assert plane.http.post(f"{PATH}/infer", content=body, headers=headers).status_code == 400
+
+
+def test_a_model_that_answers_no_number_is_an_error_once(forge, thread, kit):
+    plane = thread()
+    tiny = forge.tiny(datatype="FP32", spoil="nan")
+    plane.admin.apply(kit.deployment(1, stable=(1, tiny))).raise_for_status()
+    # Above 255 the planted square root leaves the real numbers.
+    bad = plane.http.post(f"{PATH}/infer", json=message(datatype="FP32", data=[510.0] * 784))
+    good = plane.http.post(f"{PATH}/infer", json=message(datatype="FP32", data=[255.0] * 784))
+    assert (bad.status_code, good.status_code) == (500, 200)
+    assert "expected finite outputs of generation 1" in bad.json()["error"]
+    assert counts(plane, "ok", "error", "client_error") == [1, 1, 0]
+    plane.plane.spool.flush(last=True)
+    block = np.concatenate(kit.read_spool(plane.settings.spool, "telemetry"))
+    assert block["outcome"].tolist() == [2, 0]
+    assert block["generation"].tolist() == [1, 1]
 
 
 def test_unknown_names_and_methods(shared):

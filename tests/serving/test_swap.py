@@ -241,7 +241,7 @@ def test_swaps_under_load_lose_nothing_and_mix_nothing(forge, thread, kit):
         each.join()
     assert not failures
     everything = [answer for part in answers for answer in part]
-    assert len({answer["model_version"] for _, answer in everything}) >= 10
+    assert len({answer["model_version"] for _, answer in everything}) >= 5
     assert not mixed(everything, models)
     ok = plane.metrics()['instar_serve_requests_total{model="meter-reader",outcome="ok"}']
     assert ok == len(everything)

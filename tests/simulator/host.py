@@ -139,6 +139,9 @@ class SimulatedSensors:
 class SimulatedSamples:
     """Plenty of rows, and exports that name no user data."""
 
+    def __init__(self, vault: Path) -> None:
+        self.vault = vault
+
     def counts(self, since: float) -> SimpleNamespace:
         return SimpleNamespace(train=9000, search=9000, gate=9000)
 
@@ -267,7 +270,7 @@ class Host:
         self.book = Book(journal, self.clock)
         self.blobs = Blobs(self.state / "blobs")
         self.policy = Law(self.law / "policy.toml", self.law / "allowed_signers", task, self.book, self.blobs)
-        samples: Any = SimulatedSamples()
+        samples: Any = SimulatedSamples(self.state)
         sensors: Any = SimulatedSensors(self)
         link: Any = self.plane
         self.jobs = Jobs(task, self.policy, self.book, self.blobs, samples, self.state / "jobs", 1)

@@ -45,7 +45,7 @@ SMALL = {
     "min_gate_rows": "300",
     "block_rows": "10",
     "window_rows": "300",
-    "founding_cpu_s": "30.0",
+    "founding_cpu_s": "16.0",
     "budget_cpu_s": "12.0",
     "cooldown_s": "5.0",
     "hold_s": "0.5",
@@ -83,7 +83,7 @@ class Camera(threading.Thread):
         with np.load(EXAMPLE / "digits.npz") as digits:
             self._x, self._y = digits["x"][6000:], digits["y"][6000:]
         self._rng = np.random.default_rng(7)
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.drifted = False
         self.sent = 0
         self.failed: list[str] = []
@@ -94,7 +94,7 @@ class Camera(threading.Thread):
         """Send until told to stop."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
         waiting: list[dict[str, Any]] = []
-        while not self._stop.wait(self.pause_s):
+        while not self._ended.wait(self.pause_s):
             place = int(self._rng.integers(len(self._x)))
             name = f"r{self.sent}"
             self._ask(connection, name, place)
@@ -106,7 +106,7 @@ class Camera(threading.Thread):
 
     def stop(self) -> None:
         """Stop sending and wait for the last answer."""
-        self._stop.set()
+        self._ended.set()
         self.join(timeout=20)
 
     def _ask(self, connection: http.client.HTTPConnection, name: str, place: int) -> None:
