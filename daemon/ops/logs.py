@@ -12,7 +12,13 @@ import sys
 from collections.abc import Mapping
 from typing import TextIO
 
-_NOISY = ("apscheduler", "httpx", "httpcore", "uvicorn")
+_NOISY = {
+    # A turn that takes longer than its interval is ordinary, and counted by the scheduler's metrics.
+    "apscheduler": logging.ERROR,
+    "httpx": logging.WARNING,
+    "httpcore": logging.WARNING,
+    "uvicorn": logging.WARNING,
+}
 
 
 class JournalLine(logging.Formatter):
@@ -50,8 +56,8 @@ def setup(level: str, environ: Mapping[str, str] = os.environ, stream: TextIO | 
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in _NOISY:
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy, least in _NOISY.items():
+        logging.getLogger(noisy).setLevel(least)
 
 
 def _is_journal(stream: TextIO, said: str) -> bool:
