@@ -250,6 +250,8 @@ class Site:
 
     def status(self) -> dict[str, Any] | None:
         """Return control's status, or None while it is down."""
+        if not self._answers():
+            return None
         transport = httpx.HTTPTransport(uds=str(self.state / "run" / "control.sock"))
         with httpx.Client(transport=transport, base_url="http://control", timeout=10) as client:
             try:
@@ -259,6 +261,11 @@ class Site:
             if self.approving:
                 self._approve(client, found["open_candidate"])
             return found
+
+    def _answers(self) -> bool:
+        """Knock first: httpx leaves its own socket open when nobody is there."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+            return knock.connect_ex(str(self.state / "run" / "control.sock")) == 0
 
     def wait(self, until: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         """Look until a status is as wanted; fail with the site's last words after ``DEADLINE_S``."""

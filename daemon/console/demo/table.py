@@ -28,11 +28,6 @@ def render(figures: Figures) -> RenderableType:
 
 
 def _accuracy(figures: Figures) -> list[tuple[str, str, str]]:
-    regained = (
-        ""
-        if figures.regained is None
-        else f"{100 * figures.regained:.1f} % of the oracle's, the worse of both"
-    )
     fall = "" if figures.fall is None else f", {100 * figures.fall:.1f} points lost"
     unseen = figures.unseen_after
     known = figures.unseen_before
@@ -45,7 +40,11 @@ def _accuracy(figures: Figures) -> list[tuple[str, str, str]]:
         ("before, on unseen digits", _percent(known), "drifted; the camera never sent them"),
         ("adapted, on unseen digits", _percent(unseen), "" if unseen is None else f"n={unseen.n:,}"),
         ("oracle, on unseen digits", oracle, f"the same genome, trained long; n={figures.oracle_n:,}"),
-        ("regained", "" if figures.regained is None else f"{100 * figures.regained:.1f} %", regained),
+        (
+            "regained",
+            words.UNKNOWN if figures.regained is None else f"{100 * figures.regained:.1f} %",
+            "of the oracle's, the worse of live and unseen",
+        ),
     ]
 
 
