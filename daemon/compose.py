@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 from starlette.applications import Starlette
 
 from daemon.console.pages import pages
@@ -31,6 +31,7 @@ from daemon.control.sensors import Sensors
 from daemon.control.turn import Turn
 from daemon.control.views import Views
 from daemon.ops import logs, sd
+from daemon.ops.doors import bind, bind_unix, door, opened
 from daemon.ops.metrics import ControlMetrics
 from daemon.rooms import check_rooms
 from daemon.settings import ControlSettings
@@ -46,6 +47,7 @@ from policies.terms import Task
 log = logging.getLogger(__name__)
 
 EXIT_CONFIG = 78
+DRAIN_S = 5.0
 MAX_SAMPLES = 200_000
 """Raw rows that are kept of each database; the oldest go first, founding rows stay."""
 
@@ -144,25 +146,46 @@ async def serve(control: Control) -> None:
     schedule.every(HOUSEKEEPING_S, "housekeeping", lambda: _keep_house(control))
     inner = control_socket.app(control.views, control.operators, control.law, control.turn)
     outer = Starlette(routes=pages(Page(control), lambda task, labels: _labels(control, task, labels)))
-    settings.control_socket.unlink(missing_ok=True)
-    host, _, port = settings.listen.rpartition(":")
-    doors = [
-        uvicorn.Server(
-            uvicorn.Config(inner, uds=str(settings.control_socket), log_config=None, access_log=False)
-        ),
-        uvicorn.Server(uvicorn.Config(outer, host=host, port=int(port), log_config=None, access_log=False)),
-    ]
+    doors = [door(inner, DRAIN_S), door(outer, DRAIN_S)]
+    # Operators are those of the socket's group.
+    listeners = [bind_unix(settings.control_socket, 0o660), bind(settings.listen)]
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    open_doors = [asyncio.create_task(d.serve([s])) for d, s in zip(doors, listeners, strict=True)]
+    await opened(doors, open_doors)
     schedule.start()
-    sd.notify(READY="1", STATUS=f"{control.views.phase()}")
-    try:
-        await asyncio.gather(*(door.serve() for door in doors))
-    finally:
-        sd.notify(STOPPING="1")
-        schedule.stop()
-        _snapshot(control)
-        control.jobs.stop()
-        control.samples.close()
-        control.book.journal.close()
+    watchdog = asyncio.create_task(_watch(control, schedule))
+    sd.notify(READY="1", STATUS=control.views.phase())
+    log.info("open: console=%s operators=%s", settings.listen, settings.control_socket)
+    await asyncio.wait([asyncio.create_task(stop.wait()), *open_doors], return_when="FIRST_COMPLETED")
+    sd.notify(STOPPING="1")
+    log.info("stopping: the turn ends, workers stop, the monitors are kept")
+    for each in doors:
+        each.should_exit = True
+    watchdog.cancel()
+    await asyncio.to_thread(_stop, control, schedule)
+    await asyncio.gather(*open_doors)
+    log.info("stopped")
+
+
+def _stop(control: Control, schedule: Schedule) -> None:
+    schedule.stop()
+    _snapshot(control)
+    control.jobs.stop()
+    control.samples.close()
+    control.link.close()
+    control.book.journal.close()
+
+
+async def _watch(control: Control, schedule: Schedule) -> None:
+    """Pet the service manager's watchdog while turns really end, and only then."""
+    demanded_s = sd.watchdog_s()
+    while demanded_s is not None:
+        last = schedule.last_run.get("turn", control.clock.monotonic())
+        if control.clock.monotonic() - last < demanded_s:
+            sd.notify(WATCHDOG="1")
+        await asyncio.sleep(demanded_s / 4)
 
 
 class Page:
@@ -237,9 +260,8 @@ def instard() -> None:
         check_rooms()
         with StateLock(settings.state / "instard.lock"):
             control = assemble(settings, SystemClock())
-            with contextlib.suppress(KeyboardInterrupt):
-                asyncio.run(serve(control))
-    except InstarError as error:
+            asyncio.run(serve(control))
+    except (InstarError, OSError) as error:
         log.critical("%s", error)
         sys.stderr.write(f"instard: {error}\n")
         sys.exit(EXIT_CONFIG)

@@ -24,6 +24,9 @@ from policies.errors import TamperError
 from policies.terms import Artefact, Datatype
 from policies.wire import digest_bytes
 
+# The runtime would report its use to its maker.
+ort.disable_telemetry_events()
+
 Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
 

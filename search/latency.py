@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from search.blueprint import Block, Blueprint
 from search.export import block_model, network_model, random_weights
 
+# The runtime would report its use to its maker.
+ort.disable_telemetry_events()
+
 Clock = Callable[[], float]
 """Returns seconds that never go back."""
 

@@ -13,16 +13,15 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import uvicorn
 import uvloop
 
 from daemon.ops import logs, sd
+from daemon.ops.doors import bind, bind_unix, door, opened
 from daemon.rooms import check_rooms
 from daemon.serving.admin import Admin, Exposition
 from daemon.serving.batcher import Batcher
@@ -39,7 +38,6 @@ from policies.errors import InstarError, PermanentError
 log = logging.getLogger(__name__)
 
 EXIT_CONFIG = 78
-BACKLOG = 2048
 
 
 class Plane:
@@ -68,69 +66,6 @@ class Plane:
         )
         self.admin = Admin(self.keeper)
         self.exposition = Exposition(self.metrics)
-
-
-class Door(uvicorn.Server):
-    """One listener. Signals are the process's, not a single door's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Capture nothing."""
-        yield
-
-
-def door(app: object, drain_s: float) -> Door:
-    """Return a door before an ASGI application."""
-    return Door(
-        uvicorn.Config(
-            app,  # type: ignore[arg-type]  # uvicorn's own alias wants typed dicts of every event
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=max(1, round(drain_s)),
-            backlog=BACKLOG,
-        )
-    )
-
-
-def bind(address: str) -> socket.socket:
-    """Return a TCP socket bound to ``HOST:PORT``; uvicorn makes it listen.
-
-    Raises:
-        PermanentError: The address cannot be had.
-    """
-    host, _, port = address.rpartition(":")
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, int(port)))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise PermanentError(f"expected to listen on {address}, got {error}; is it taken?") from error
-    return listener
-
-
-def bind_admin(path: Path) -> socket.socket:
-    """Return the admin socket, mode 0600 from its first moment; a dead predecessor's file gives way.
-
-    Raises:
-        PermanentError: The path cannot be bound, for example because it is too long.
-    """
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    except OSError as error:
-        listener.close()
-        raise PermanentError(f"expected to bind the admin socket {path}, got {error}") from error
-    finally:
-        os.umask(before)
-    return listener
 
 
 @contextlib.contextmanager
@@ -173,10 +108,10 @@ async def serve(settings: ServeSettings, clock: Clock) -> None:
     open_front = asyncio.create_task(front.serve([public[0]]))
     others = [
         asyncio.create_task(scrape.serve([public[1]])),
-        asyncio.create_task(admin.serve([bind_admin(settings.admin_socket)])),
+        asyncio.create_task(admin.serve([bind_unix(settings.admin_socket)])),
     ]
     watchdog = asyncio.create_task(_watch())
-    await _opened([front, scrape, admin], [open_front, *others])
+    await opened([front, scrape, admin], [open_front, *others])
     sd.notify(READY="1", STATUS=f"model {settings.model}")
     addresses = [":".join(map(str, each.getsockname()[:2])) for each in public]
     log.info("open: inference=%s metrics=%s admin=%s", *addresses, settings.admin_socket)
@@ -191,15 +126,6 @@ async def serve(settings: ServeSettings, clock: Clock) -> None:
     watchdog.cancel()
     await asyncio.to_thread(plane.spool.close)
     log.info("drained")
-
-
-async def _opened(doors: list[Door], tasks: list[asyncio.Task[None]]) -> None:
-    """Wait until all doors are open."""
-    while not all(each.started for each in doors):
-        for task in tasks:
-            if task.done():
-                task.result()
-        await asyncio.sleep(0.005)
 
 
 async def _watch() -> None:

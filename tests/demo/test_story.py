@@ -30,7 +30,7 @@ class Played:
         return faults(self.figures)
 
 
-def play(world: World, pause: Callable[[float], None] | None = None) -> Played:
+def play(world: World, pause: Callable[[float], None] | None = None, linger_s: int | None = None) -> Played:
     out = io.StringIO()
     began = world.clock.monotonic()
     console = Console(file=out, width=160, force_terminal=False)
@@ -46,6 +46,8 @@ def play(world: World, pause: Callable[[float], None] | None = None) -> Played:
         except Stuck as error:
             stuck = str(error)
         story.close()
+        if linger_s is not None:
+            _linger(story, world, linger_s)
     oracle = story.oracle.verdict() if stuck is None else None
     figures = reckon(
         world.scene,
@@ -60,6 +62,20 @@ def play(world: World, pause: Callable[[float], None] | None = None) -> Played:
     )
     console.print(table.render(figures))
     return Played(figures, out.getvalue(), processes)
+
+
+def _linger(story: Story, world: World, seconds: int) -> None:
+    """Let the story stay up for a while, then interrupt it."""
+    ends = world.clock.monotonic() + seconds
+
+    def pause(one: float) -> None:
+        world.pause(one)
+        if world.clock.monotonic() > ends:
+            raise KeyboardInterrupt
+
+    story._pause = pause
+    with pytest.raises(KeyboardInterrupt):
+        story.linger()
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +181,22 @@ def test_control_that_does_not_answer_for_a_while_is_waited_for(world: World) ->
     assert play(world, pause).faults == []
 
 
-def _wait_for_me(world: World, decision: signoff.Decision) -> Played:
+def test_a_refused_approval_is_told_once_and_what_is_up_stays_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = signoff.sign
+    monkeypatch.setattr(signoff, "sign", lambda said, key: _other_words(forged(said, key)))
+    played = play(world, linger_s=30)
+    assert "approval was refused" in played.faults[0]
+    assert len(world.refused) == 1
+    assert world.generation is None
+
+
+def _other_words(signed: signoff.Signed) -> signoff.Signed:
+    return signoff.Signed(signed.text.replace("the demo says yes", "the demo said yes"), signed.signature)
+
+
+def _wait_for_me(world: World, decision: signoff.Decision, linger_s: int | None = None) -> Played:
     world.wishes = type(world.wishes)(**(vars(world.wishes) | {"wait_for_me": True}))
 
     asked_at: list[float] = []
@@ -184,7 +215,7 @@ def _wait_for_me(world: World, decision: signoff.Decision) -> Played:
             signed = signoff.sign(said, world.scene.key)
             assert world.post({"approval": signed.text, "signature": signed.signature})[0] == 200
 
-    return play(world, pause)
+    return play(world, pause, linger_s)
 
 
 def test_a_person_who_is_waited_for_gets_two_commands_and_all_the_time_to_approve(world: World) -> None:
@@ -196,7 +227,7 @@ def test_a_person_who_is_waited_for_gets_two_commands_and_all_the_time_to_approv
 
 
 def test_a_decline_ends_the_story_without_a_swap_and_says_who_and_why(world: World) -> None:
-    played = _wait_for_me(world, "decline")
+    played = _wait_for_me(world, "decline", linger_s=10)
     assert "declined by UnsafeDemoApprover: read the report; the incumbent serves on" in played.faults[0]
     assert played.figures.generation is None
     assert world.generation == 1

@@ -20,7 +20,8 @@ import pytest
 import uvloop
 from onnx import TensorProto, helper, numpy_helper
 
-from daemon.serving.main import Plane, bind, bind_admin, door
+from daemon.ops.doors import bind, bind_unix, door
+from daemon.serving.main import Plane
 from daemon.serving.settings import ServeSettings
 from policies import bundle
 from policies.clock import SystemClock
@@ -228,7 +229,7 @@ class Thread:
         self.plane.spool.start()
         await self.plane.keeper.restore()
         self.settings.admin_socket.parent.mkdir(parents=True, exist_ok=True)
-        public, admin = bind("127.0.0.1:0"), bind_admin(self.settings.admin_socket)
+        public, admin = bind("127.0.0.1:0"), bind_unix(self.settings.admin_socket)
         self.port = public.getsockname()[1]
         doors = [door(self.plane.front, 5.0), door(self.plane.admin, 5.0)]
         tasks = [asyncio.create_task(d.serve([s])) for d, s in zip(doors, (public, admin), strict=True)]

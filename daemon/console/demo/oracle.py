@@ -23,6 +23,9 @@ from policies.errors import PermanentError
 from policies.terms import Genome
 from policies.wire import canonical
 
+# The runtime would report its use to its maker.
+ort.disable_telemetry_events()
+
 FOUNDING_ROWS = (0, 6000)
 CAMERA_ROWS = (6000, 9200)
 UNSEEN_ROWS = (9200, 10_000)

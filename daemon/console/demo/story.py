@@ -27,7 +27,7 @@ from policies.errors import InstarError, TemporaryError
 from policies.status import CandidateView, Status
 
 LOOK_S = 0.25
-RAMP_S = 20.0
+RAMP_S = 12.0
 AFTER_S = 16.0
 _FOUNDING_LIMIT_S = 900.0
 _SLACK_S = 180.0
@@ -85,10 +85,12 @@ class Story:
         self._measure()
 
     def linger(self) -> None:
-        """Go on telling what happens; returns never, an interrupt ends it."""
+        """Go on telling what happens, also after a story that got stuck; an interrupt ends it."""
         while True:
-            status = self._look()
-            self._tell.live(self._pulse(status))
+            try:
+                self._tell.live(self._pulse(self._look()))
+            except Stuck as error:
+                self._tell.say(str(error), "bold red")
             self._pause(LOOK_S)
 
     # -- the parts --------------------------------------------------------------------------------------
@@ -176,6 +178,7 @@ class Story:
         ends = self._clock.monotonic() + limit_s
         seen = self._clock.monotonic()
         while not done(status := self._look()):
+            self._check_no()
             now = self._clock.monotonic()
             if self._waits_for_person(status):
                 ends += now - seen  # a person takes the time that a person takes; the policy bounds it
@@ -197,7 +200,6 @@ class Story:
         except TemporaryError:
             self._line.drop()
             return None
-        self._check_no()
         self._approve(self.status.open_candidate)
         self._attend_oracle(self.status.open_candidate)
         return self.status
@@ -230,6 +232,7 @@ class Story:
             except TemporaryError:
                 return  # the next look tries again
             except Refused as error:
+                self._asked.add(candidate.id)
                 raise Stuck(f"the demo's approval was refused: {error}") from error
         self._asked.add(candidate.id)
 
