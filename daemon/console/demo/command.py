@@ -51,7 +51,7 @@ def demo(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of camera and searches.")] = 1,
-    quiet_s: Annotated[float, typer.Option(help="The quiet while between commissioning and drift.")] = 45.0,
+    quiet_s: Annotated[float, typer.Option(help="The quiet while between commissioning and drift.")] = 30.0,
     wait_for_me: Annotated[
         bool, typer.Option("--wait-for-me", help="Let a person approve or decline the adaptation.")
     ] = False,
