@@ -89,7 +89,7 @@ def assemble(settings: ControlSettings, clock: Clock) -> Control:
     sensors = Sensors(task, protocol.monitoring, settings.spool, samples, settings.snapshots, settings.seed)
     jobs = Jobs(task, law, book, blobs, samples, settings.jobs, settings.seed)
     link = Link(settings.serve_socket)
-    performer = Performer(book, law, jobs, blobs, link, task.model)
+    performer = Performer(book, law, jobs, blobs, link, task.model, settings.reports)
     metrics = ControlMetrics(task.model)
     metrics.interval(settings.turn_s)
     book.listeners.append(metrics.entry)
@@ -128,8 +128,13 @@ def _role_key(state: Path) -> bytes:
     """Return the secret that roles are drawn with; made once, readable by this user alone."""
     path = state / "role.key"
     if not path.is_file():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        temporary = state / "role.key.tmp"
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(os.urandom(32))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
     return path.read_bytes()
 
 
@@ -137,6 +142,8 @@ async def serve(control: Control) -> None:
     """Run until a signal: the schedule in its threads, the two doors in this loop."""
     settings, book = control.settings, control.book
     schedule = Schedule(control.clock, control.metrics, lambda jump: _jumped(book, jump))
+    # Doors first: a port that is taken must not leave a worker behind. Operators are those of the group.
+    listeners = [bind_unix(settings.control_socket, 0o660), bind(settings.listen)]
     control.turn.verify()
     control.jobs.recover()
     book.write("control.started", pid=os.getpid(), version=version("instar"))
@@ -147,8 +154,6 @@ async def serve(control: Control) -> None:
     inner = control_socket.app(control.views, control.operators, control.law, control.turn)
     outer = Starlette(routes=pages(Page(control), lambda task, labels: _labels(control, task, labels)))
     doors = [door(inner, DRAIN_S), door(outer, DRAIN_S)]
-    # Operators are those of the socket's group.
-    listeners = [bind_unix(settings.control_socket, 0o660), bind(settings.listen)]
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -164,15 +169,17 @@ async def serve(control: Control) -> None:
     for each in doors:
         each.should_exit = True
     watchdog.cancel()
-    await asyncio.to_thread(_stop, control, schedule)
+    await asyncio.to_thread(schedule.stop)
     await asyncio.gather(*open_doors)
+    await asyncio.to_thread(_stop, control)
     log.info("stopped")
 
 
-def _stop(control: Control, schedule: Schedule) -> None:
-    schedule.stop()
-    _snapshot(control)
-    control.jobs.stop()
+def _stop(control: Control) -> None:
+    try:
+        _snapshot(control)
+    finally:
+        control.jobs.stop()
     control.samples.close()
     control.link.close()
     control.book.journal.close()
@@ -181,8 +188,9 @@ def _stop(control: Control, schedule: Schedule) -> None:
 async def _watch(control: Control, schedule: Schedule) -> None:
     """Pet the service manager's watchdog while turns really end, and only then."""
     demanded_s = sd.watchdog_s()
+    begun = control.clock.monotonic()
     while demanded_s is not None:
-        last = schedule.last_run.get("turn", control.clock.monotonic())
+        last = schedule.last_run.get("turn", begun)
         if control.clock.monotonic() - last < demanded_s:
             sd.notify(WATCHDOG="1")
         await asyncio.sleep(demanded_s / 4)
@@ -225,6 +233,8 @@ def _keep_house(control: Control) -> None:
     gone = control.samples.trim(MAX_SAMPLES)
     if gone:
         log.info("samples=%d oldest rows forgotten", gone)
+    with control.turn.lock:
+        control.jobs.prune()
     settings = control.settings
     folders = {"blobs": settings.blobs, "samples": settings.samples, "spool": settings.spool}
     held = {kind: _size_bytes(folder) for kind, folder in folders.items()}

@@ -1,7 +1,8 @@
 """The whole decision of a turn: ``plan(world, policy, now) -> Plan``. No IO, no state.
 
 * At most one act a candidate a turn.
-* Frozen: nothing starts, stages or promotes; a sick newcomer still loses its traffic.
+* Frozen: nothing starts, stages or promotes; a sick newcomer still loses its traffic, a person is still
+  called, and an operator's rollback goes on.
 * One open candidate and one open trigger at a time; workers that run are waited for.
 * What cannot go on says why, and what would help.
 """
@@ -47,12 +48,32 @@ def plan(world: World, policy: Policy, now: float) -> Plan:
     if world.frozen is not None:
         why = f"by {world.frozen.by}: {world.frozen.reason}"
         blocked.append(Blocked(what="adaptation is frozen", why=why, remedy="instar thaw --reason …"))
+    rollback = next((c for c in world.candidates if c.kind is Kind.ROLLBACK and c.stage in OPEN), None)
     for candidate in world.candidates:
+        if rollback is not None and candidate is not rollback and candidate.stage in OPEN:
+            acts.append(_give_way(candidate))
+            continue
         act = _candidate(candidate, world, policy, now, blocked)
-        if act is not None and (world.frozen is None or isinstance(act, Revert)):
+        if act is not None and (world.frozen is None or _allowed_frozen(act, candidate)):
             acts.append(act)
-    acts += _search(world, policy, now, blocked)
+    if rollback is not None and world.search is not None:
+        acts.append(CloseSearch(job=world.search.id, reason="an operator rolls back: its base is given up"))
+    else:
+        acts += _search(world, policy, now, blocked)
     return Plan(acts=tuple(acts), blocked=tuple(blocked))
+
+
+def _give_way(candidate: Candidate) -> Act:
+    """End a candidate whose base an operator leaves behind."""
+    reason = "an operator rolls back"
+    if candidate.stage is Stage.PROBATION:
+        return Revert(candidate=candidate.id, reason=reason, page=False)
+    return Move(candidate=candidate.id, to=Stage.EXPIRED, reason=reason)
+
+
+def _allowed_frozen(act: Act, candidate: Candidate) -> bool:
+    """Tell whether an act goes on while frozen: what makes safe, and what a person asked for."""
+    return isinstance(act, Revert | Retire | Page) or candidate.kind is Kind.ROLLBACK
 
 
 def _candidate(
@@ -122,7 +143,7 @@ def _approval(candidate: Candidate, policy: Policy, now: float, blocked: list[Bl
     if left <= 0:
         reason = f"not approved within {clause.window_s:.0f} s ({clause.clause})"
         return Move(candidate=candidate.id, to=Stage.EXPIRED, reason=reason)
-    yes = len({a.principal for a in candidate.approvals})
+    yes = len({a.principal for a in candidate.approvals if a.expires_at > now})
     blocked.append(
         Blocked(
             what=f"candidate {candidate.id} waits for approval",
@@ -136,6 +157,11 @@ def _approval(candidate: Candidate, policy: Policy, now: float, blocked: list[Bl
 def _stage(
     candidate: Candidate, world: World, policy: Policy, now: float, blocked: list[Blocked]
 ) -> Act | None:
+    if candidate.kind is not Kind.ROLLBACK:
+        clause = policy.modification_protocol.approval
+        if tally(candidate.approvals, clause, now) != "approved":
+            reason = f"its approval lapsed before it could be staged ({clause.clause})"
+            return Move(candidate=candidate.id, to=Stage.EXPIRED, reason=reason)
     held = limits.pace(world, policy, now) if candidate.kind is Kind.ADAPTATION else None
     if held is not None:
         blocked.append(
@@ -158,10 +184,11 @@ def _probation(
     if outcome.decision == "confirm":
         return Promote(candidate=candidate.id, reason=outcome.reason)
     # The first generation has nothing to go back to: it is served, and a person is called.
-    alone = world.live is None
-    if outcome.decision == "revert" and not alone:
+    if outcome.decision == "revert" and world.live is None:
+        return Page(what=f"the first generation {candidate.id} is unhealthy", why=outcome.reason)
+    if outcome.decision == "revert":
         return Revert(candidate=candidate.id, reason=outcome.reason, page=outcome.page)
-    if outcome.page and not alone:
+    if outcome.page:
         return Page(what=f"candidate {candidate.id} and the incumbent are unhealthy", why=outcome.reason)
     blocked.append(
         Blocked(
@@ -178,7 +205,8 @@ def _search(world: World, policy: Policy, now: float, blocked: list[Blocked]) ->
         if job.state is JobState.RUNNING:
             return []
         if job.state is JobState.DONE:
-            return [AdoptSearch(job=job.id)]
+            open_ = any(candidate.stage in OPEN for candidate in world.candidates)
+            return [] if open_ else [AdoptSearch(job=job.id)]
         return [CloseSearch(job=job.id, reason=job.detail)]
     if world.frozen is not None or any(c.stage in OPEN for c in world.candidates):
         return []
@@ -188,7 +216,8 @@ def _search(world: World, policy: Policy, now: float, blocked: list[Blocked]) ->
         return [] if trigger is None else [OpenTrigger(trigger=trigger)]
     trigger = world.trigger
     if not rules.still_holds(trigger, world):
-        return [LapseTrigger(trigger=trigger.id, reason="all its monitors are quiet again")]
+        reason = "all its monitors are quiet again, or another generation is live"
+        return [LapseTrigger(trigger=trigger.id, reason=reason)]
     held = _held(trigger, world, policy, now)
     if held is not None:
         blocked.append(held)

@@ -74,8 +74,13 @@ def fire(world: World, policy: Policy, now: float) -> Trigger | None:
 
 
 def still_holds(trigger: Trigger, world: World) -> bool:
-    """Tell whether an open trigger's monitors are still above quiet (hysteresis before a search)."""
+    """Tell whether an open trigger still speaks of what is live, and not all its monitors are quiet again.
+
+    Hysteresis before a search: an unknown signal is not a quiet one.
+    """
     if trigger.kind is TriggerKind.FOUNDING:
         return True
-    names = {signal.monitor for signal in trigger.signals}
-    return any(signal.monitor in names and _RANK[signal.level] >= 1 for signal in world.signals)
+    if world.live is None or world.live.generation != trigger.generation:
+        return False
+    levels = {signal.monitor: signal.level for signal in world.signals}
+    return any(levels.get(signal.monitor) is not Level.QUIET for signal in trigger.signals)

@@ -7,7 +7,8 @@ from typing import Any
 from daemon.control.ledger import Ledger
 from daemon.store.journal import Entry, Journal
 from policies.clock import Clock
-from policies.lifecycle import Stage
+from policies.errors import IllegalMove, TamperError
+from policies.lifecycle import Stage, move
 from policies.world import Candidate
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,12 @@ class Book:
     def __init__(self, journal: Journal, clock: Clock) -> None:
         self.journal = journal
         self.clock = clock
-        self.ledger = Ledger.fold(journal.entries())
+        try:
+            self.ledger = Ledger.fold(journal.entries())
+        except (KeyError, ValueError, TypeError, IllegalMove) as error:
+            raise TamperError(
+                f"expected a journal that folds at {journal.path}, got {error!r}; run instar audit verify"
+            ) from error
         self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
 
     def write(self, kind: str, /, **body: Any) -> Entry:
@@ -31,7 +37,12 @@ class Book:
         return entry
 
     def move(self, candidate: Candidate, to: Stage, reason: str, /, **changes: Any) -> Entry:
-        """Move a candidate along the lifecycle and tell its story in the log."""
+        """Move a candidate along the lifecycle and tell its story in the log.
+
+        Raises:
+            IllegalMove: The lifecycle has no such road; nothing is written.
+        """
+        move(self.ledger.candidates[candidate.id].stage, to)
         entry = self.write(
             "candidate.moved",
             candidate=candidate.id,

@@ -74,6 +74,10 @@ class Briefs:
             parent_archive=None if left is None else self._blob(left.archive),
         )
 
+    def gate_path(self, candidate: str) -> Path:
+        """Return where a candidate's gate rows lie for its panel."""
+        return self._vault / f"{candidate}.npz"
+
     def case(self, candidate: Candidate, result: SearchResult, folder: Path) -> Case:
         """Return what the panel is shown: gate rows go into the vault, traffic into ``folder``."""
         ledger = self._book.ledger
@@ -81,7 +85,7 @@ class Briefs:
         live = ledger.live_candidate
         baseline = None if ledger.baseline is None else ledger.candidates[ledger.baseline]
         gate = self._samples.export_gate(
-            self._vault / f"{candidate.id}.npz",
+            self.gate_path(candidate.id),
             since=rules.change_since(candidate.trigger),
             max_rows=data.max_gate_rows,
             seed=self._seed,
@@ -120,7 +124,8 @@ class Briefs:
             since=now,
             trigger=trigger,
             genome=result.winner,
-            base_generation=0 if ledger.live is None else ledger.live.generation,
+            # What it was searched from, which need not be what is live when its search ends.
+            base_generation=trigger.generation,
             incumbent_distance=0 if live is None else limits.edit_distance(result.winner, live.genome),
             baseline_distance=0 if baseline is None else limits.edit_distance(result.winner, baseline.genome),
         )

@@ -6,7 +6,9 @@
 
 import json
 import logging
+import math
 import os
+import shutil
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -27,6 +29,9 @@ from policies.wire import canonical, digest_bytes
 from policies.world import Candidate, Job, JobState
 
 log = logging.getLogger(__name__)
+
+_SEARCH_ATTEMPTS = 3
+_KEPT_FOLDERS = 24
 
 
 class Jobs:
@@ -59,7 +64,7 @@ class Jobs:
 
     def recover(self) -> None:
         """Find the workers that a former control plane left; start again what was lost."""
-        now = self._book.clock.now()
+        now = self._book.clock.monotonic()
         opened = self._book.ledger.search
         if opened is not None:
             self._search = workers.find(
@@ -73,7 +78,7 @@ class Jobs:
             if found is not None:
                 self._panel = (candidate.id, found)
 
-    def search_job(self, now: float) -> Job | None:
+    def search_job(self) -> Job | None:
         """Return how the open search stands."""
         opened = self._book.ledger.search
         if opened is None:
@@ -81,7 +86,7 @@ class Jobs:
         if self._search is None:
             state, detail, cpu_s = JobState.FAILED, "its worker is lost", opened.charged_cpu_s
         else:
-            state = self._search.poll(now)
+            state = self._search.poll(self._book.clock.monotonic())
             detail, cpu_s = self._search.ended or "", self._search.cpu_s + opened.charged_cpu_s
         return Job(
             id=opened.id,
@@ -93,9 +98,17 @@ class Jobs:
             detail=detail,
         )
 
-    def close_search(self, outcome: str, reason: str, now: float, architectures: int = 0) -> None:
-        """Charge the open search and close it."""
-        job = self.search_job(now)
+    def end_search(self, reason: str, now: float) -> None:
+        """End the open search's worker, charge it and close it; its trigger ends with it."""
+        if self._search is not None:
+            self._search.stop()
+        self.close_search("failed", reason, now)
+
+    def close_search(
+        self, outcome: str, reason: str, now: float, *, architectures: int = 0, cpu_s: float = 0.0
+    ) -> None:
+        """Charge the open search and close it; ``cpu_s`` is what the worker says it used itself."""
+        job = self.search_job()
         trigger = self._book.ledger.trigger
         if job is None or trigger is None:
             return
@@ -105,7 +118,7 @@ class Jobs:
             outcome=outcome,
             reason=reason,
             kind=trigger.kind.value,
-            cpu_s=round(job.cpu_s, 3),
+            cpu_s=round(max(job.cpu_s, cpu_s + self._charged()), 3),
             wall_s=round(now - job.started_at, 3),
             architectures=architectures,
         )
@@ -123,12 +136,17 @@ class Jobs:
             return
         out = self._folder / opened.id / "out"
         result = self._result(out)
+        if result.brief != opened.id:
+            raise TamperError(f"expected a result of {opened.id} in {out}, got one of {result.brief}")
         number = opened.id.rpartition("-")[2]
         name = f"c{number}-{result.bundle.digest[7:13]}"
         if name not in self._book.ledger.candidates:
             state = self._blobs.put(_checked(out, result.state))
             archive = self._blobs.put(_checked(out, result.archive))
-            record = self._briefs.record(name, trigger, result, now)
+            try:
+                record = self._briefs.record(name, trigger, result, now)
+            except ValueError as error:
+                raise TamperError(f"expected a genome of the parent's space, got {error}") from error
             self._book.write(
                 "candidate.moved",
                 candidate=name,
@@ -140,7 +158,9 @@ class Jobs:
                 search=opened.id,
             )
             log.info("candidate=%s stage=PROPOSED generation=None: by %s", name, opened.id)
-        self.close_search("done", "a candidate was found", now, result.architectures)
+        self.close_search(
+            "done", "a candidate was found", now, architectures=result.architectures, cpu_s=result.cpu_s
+        )
 
     def export(self, candidate: Candidate) -> None:
         """Take the candidate's bytes in under their digest, or abandon it."""
@@ -170,13 +190,13 @@ class Jobs:
         )
         self._panel = (candidate.id, worker)
 
-    def panel_job(self, now: float) -> Job | None:
+    def panel_job(self) -> Job | None:
         """Return how the panel stands."""
         candidate = self._book.ledger.open_candidate
         if self._panel is None or candidate is None or self._panel[0] != candidate.id:
             return None
         worker = self._panel[1]
-        state = worker.poll(now)
+        state = worker.poll(self._book.clock.monotonic())
         attempts = self._book.ledger.judge_attempts.get(candidate.id, 1)
         if state is JobState.FAILED and candidate.id not in self._book.ledger.judge_failed:
             self._book.write("judge.failed", candidate=candidate.id, reason=worker.ended or "")
@@ -205,6 +225,19 @@ class Jobs:
         if result.candidate != candidate.id:
             raise TamperError(f"expected a panel on {candidate.id}, got one on {result.candidate}")
         return result, report
+
+    def prune(self) -> int:
+        """Forget the oldest folders of jobs that are over; return how many."""
+        busy = {"" if self._book.ledger.search is None else self._book.ledger.search.id}
+        candidate = self._book.ledger.open_candidate
+        if candidate is not None:
+            busy |= {self._search_out(candidate).parent.name, self._panel_folder(candidate.id).name}
+        folders = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        gone = [path for path in folders[_KEPT_FOLDERS:] if path.name not in busy]
+        for path in gone:
+            shutil.rmtree(path)
+            self._briefs.gate_path(path.name.removeprefix("panel-")).unlink(missing_ok=True)
+        return len(gone)
 
     def stop(self) -> None:
         """End the workers; an ordered stop of the daemon does, a crash does not."""
@@ -242,10 +275,14 @@ class Jobs:
         """Begin a lost search again from its brief, charging what it had used."""
         trigger = self._book.ledger.trigger
         path = self._folder / opened.id / "brief.json"
-        if trigger is None or not path.is_file():
+        if trigger is None or opened.attempts >= _SEARCH_ATTEMPTS:
+            return
+        try:
+            brief = Brief.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            log.warning("search=%s is lost with its brief: %s", opened.id, error)
             return
         used = opened.charged_cpu_s + _progress_cpu_s(path.parent / "out" / "progress.json")
-        brief = Brief.model_validate_json(path.read_bytes())
         self._begin(
             opened.id,
             trigger,
@@ -254,6 +291,10 @@ class Jobs:
             charged=used,
             budget=brief.budget_cpu_s,
         )
+
+    def _charged(self) -> float:
+        opened = self._book.ledger.search
+        return 0.0 if opened is None else opened.charged_cpu_s
 
     def _result(self, out: Path) -> SearchResult:
         try:
@@ -292,17 +333,22 @@ def _checked(folder: Path, artefact: Artefact) -> bytes:
     Raises:
         TamperError: They are not, or there are none.
     """
-    try:
-        raw = (folder / artefact.path).read_bytes()
-    except OSError as error:
-        raise TamperError(f"expected {artefact.path} in {folder}, got {error}") from error
+    if "\0" in artefact.path or Path(artefact.path).name != artefact.path:
+        raise TamperError(f"expected a file's name in {folder}, got {artefact.path!r}")
+    path = folder / artefact.path
+    # A link or a device could be read for ever, or be something else than what was hashed.
+    if path.is_symlink() or not path.is_file():
+        raise TamperError(f"expected a plain file at {path}, there is none")
+    raw = path.read_bytes()
     if digest_bytes(raw) != artefact.digest:
-        raise TamperError(f"expected {artefact.digest} in {folder / artefact.path}, got {digest_bytes(raw)}")
+        raise TamperError(f"expected {artefact.digest} at {path}, got {digest_bytes(raw)}")
     return raw
 
 
 def _progress_cpu_s(path: Path) -> float:
+    """Return what a lost worker last said it had used; what cannot be read counts for nothing."""
     try:
-        return float(json.loads(path.read_bytes())["cpu_s"])
-    except FileNotFoundError:
+        used = float(json.loads(path.read_bytes())["cpu_s"])
+    except (OSError, ValueError, KeyError, TypeError):
         return 0.0
+    return used if math.isfinite(used) and used >= 0 else 0.0

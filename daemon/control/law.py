@@ -53,7 +53,7 @@ class Law:
         """
         try:
             return Signers.parse(self._signers.read_text(encoding="utf-8"))
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(f"expected an allowed-signers file at {self._signers}, got {error}") from error
 
     def reload(self) -> None:
@@ -64,13 +64,8 @@ class Law:
         """
         try:
             policy, digest, raw, signer = self._read()
-            if digest != self.digest:
-                candidate = self._book.ledger.open_candidate
-                if candidate is not None:
-                    raise PolicyError(
-                        f"expected no candidate under way, {candidate.id} is {candidate.stage}; "
-                        "reload when it has ended"
-                    )
+            self._admit(policy, digest, self.policy)
+            self._same_senses(policy)
         except InstarError as error:
             self._refuse(error)
             raise
@@ -78,21 +73,57 @@ class Law:
 
     def _first(self) -> tuple[Policy, str]:
         former = self._book.ledger.policy
+        in_force = None if former is None else parse(self._blobs.read(former).decode(), "the policy in force")
         try:
             policy, digest, raw, signer = self._read()
+            if in_force is not None:
+                self._admit(policy, digest, in_force)
         except InstarError as error:
-            if former is None:
+            if former is None or in_force is None:
                 raise
             self._refuse(error)
-            return parse(self._blobs.read(former).decode(), "the policy in force"), former
+            return in_force, former
         self._enact(policy, digest, raw, signer)
         return policy, digest
+
+    def _admit(self, policy: Policy, digest: str, in_force: Policy) -> None:
+        """Refuse to change the law under a candidate, or to go back to an old one.
+
+        Raises:
+            PolicyError: It may not come into force now.
+        """
+        if digest == self._book.ledger.policy:
+            return
+        candidate = self._book.ledger.open_candidate
+        if candidate is not None:
+            raise PolicyError(
+                f"expected no candidate under way, {candidate.id} is {candidate.stage}; "
+                "reload when it has ended"
+            )
+        if policy.version <= in_force.version:
+            raise PolicyError(
+                f"{self._path}: expected a version above {in_force.version}, which is in force, got "
+                f"{policy.version}; an old signature must not bring an old law back"
+            )
+
+    def _same_senses(self, policy: Policy) -> None:
+        """Monitors and roles are made at the start: a change of theirs needs one.
+
+        Raises:
+            PolicyError: The policy changes them.
+        """
+        new, old = policy.modification_protocol, self.policy.modification_protocol
+        if (new.monitoring, new.data) != (old.monitoring, old.data):
+            raise PolicyError(
+                f"{self._path}: expected the monitoring and data tables as they are in force; they are "
+                "taken up at a start: systemctl restart instard"
+            )
 
     def _read(self) -> tuple[Policy, str, bytes, str]:
         try:
             raw = self._path.read_bytes()
             signature = self._path.with_name(self._path.name + ".sig").read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(
                 f"expected a policy at {self._path} and its signature beside it (.sig), got {error}; "
                 f"sign it with: ssh-keygen -Y sign -n {NAMESPACE} -f KEY {self._path}"

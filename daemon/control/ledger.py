@@ -1,6 +1,6 @@
 """The journal, folded: what all entries so far amount to.
 
-* Folding is pure and total: the same entries give the same ledger, on any machine, at any time.
+* Folding is pure: the same entries give the same ledger, on any machine, at any time.
 * A candidate's stage changes by ``candidate.moved`` alone, and only along the lifecycle's roads.
 * Kinds that tell a story but decide nothing (``page``, ``deploy.*``) fold to nothing.
 
@@ -104,9 +104,11 @@ class Ledger:
         """The candidate whose bytes are live."""
         return None if self.live is None else self.candidates[self.live.candidate]
 
-    def nonces(self) -> set[str]:
-        """Return every nonce and principal that was already used, as ``nonce/principal``."""
-        return {f"{a.subject.nonce}/{a.principal}" for c in self.candidates.values() for a in c.approvals}
+    def nonces(self, now: float) -> set[str]:
+        """Return who has spoken on which nonce, as ``nonce/principal``; a yes that expired may be renewed."""
+        said = [a for c in self.candidates.values() for a in c.approvals]
+        counts = [a for a in said if a.decision == "decline" or a.expires_at > now]
+        return {f"{a.subject.nonce}/{a.principal}" for a in counts}
 
 
 def _trigger(ledger: Ledger, entry: EntryLike) -> None:

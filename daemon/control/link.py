@@ -16,6 +16,12 @@ from policies.wire import canonical
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 3.0
+
+
+class Unreachable(TemporaryError):  # noqa: N818  a state of the world, not a mistake
+    """The data plane does not answer."""
+
 
 class Observed(Term):
     """What the data plane says it serves."""
@@ -40,17 +46,16 @@ class Observed(Term):
 class Link:
     """A client of the data plane's admin socket."""
 
-    def __init__(self, socket: Path, timeout_s: float = 30.0) -> None:
-        self._client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://serve", timeout=timeout_s
-        )
+    def __init__(self, socket: Path, apply_s: float = 30.0) -> None:
+        self._client = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://serve")
+        self._apply_s = apply_s
         self._socket = socket
 
     def observed(self) -> Observed:
         """Return what is served now.
 
         Raises:
-            TemporaryError: The data plane does not answer.
+            Unreachable: The data plane does not answer.
         """
         return self._call("GET", "/observed", None)
 
@@ -58,16 +63,18 @@ class Link:
         """Have a wanted state served, self-tested and warm before it is visible.
 
         Raises:
-            TemporaryError: The data plane does not answer.
+            Unreachable: The data plane does not answer.
             PermanentError: It refuses; what it served before it serves on.
         """
         return self._call("POST", "/apply", canonical(deployment))
 
     def _call(self, method: str, path: str, content: bytes | None) -> Observed:
         try:
-            answer = self._client.request(method, path, content=content)
+            # Building and warming a model takes seconds; saying what is served does not.
+            timeout_s = self._apply_s if content is not None else _LOOK_S
+            answer = self._client.request(method, path, content=content, timeout=timeout_s)
         except httpx.TransportError as error:
-            raise TemporaryError(
+            raise Unreachable(
                 f"expected instar-serve to answer on {self._socket}, got {error!r}; is it running?"
             ) from error
         if answer.status_code != 200:

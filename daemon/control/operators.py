@@ -7,7 +7,6 @@ from daemon.control.jobs import Jobs
 from daemon.control.law import Law
 from daemon.control.link import Link
 from daemon.control.performer import Performer
-from daemon.control.state import wanted
 from daemon.store.blobs import Blobs
 from guards import approval as gate
 from policies.approvals import tally
@@ -65,15 +64,15 @@ class Operators:
             InstarError: It is refused; the refusal is journalled.
         """
         candidate = self.find(prefix)
-        subject = self.subject(candidate)
-        if subject is None or candidate.stage is not Stage.CLEARED:
-            raise PermanentError(
-                f"expected a candidate in stage CLEARED, {candidate.id} is {candidate.stage}: "
-                f"{candidate.reason}"
-            )
         clause = self._law.policy.modification_protocol.approval
         now = self._book.clock.now()
         try:
+            subject = self.subject(candidate)
+            if subject is None or candidate.stage is not Stage.CLEARED:
+                raise PermanentError(
+                    f"expected a candidate in stage CLEARED, {candidate.id} is {candidate.stage}: "
+                    f"{candidate.reason}"
+                )
             approval = gate.verify(
                 raw,
                 signature,
@@ -81,7 +80,7 @@ class Operators:
                 clause=clause,
                 subject=subject,
                 now=now,
-                spent_nonces=self._book.ledger.nonces(),
+                spent_nonces=self._book.ledger.nonces(now),
             )
         except InstarError as error:
             self._book.write("approval.refused", candidate=candidate.id, reason=str(error))
@@ -104,12 +103,14 @@ class Operators:
         """Stop adaptation; serving goes on."""
         if self._book.ledger.frozen is not None:
             raise PermanentError(f"already frozen by {self._book.ledger.frozen.by}; thaw first")
+        log.info("frozen by %s: %s", by, reason)
         return self._book.write("freeze", by=by, reason=reason).seq
 
     def thaw(self, by: str, reason: str) -> int:
         """Let adaptation go on."""
         if self._book.ledger.frozen is None:
             raise PermanentError("expected a frozen system, it is not frozen")
+        log.info("thawed by %s: %s", by, reason)
         return self._book.write("thaw", by=by, reason=reason).seq
 
     def rollback(self, by: str, reason: str, to: int | None) -> int:
@@ -125,35 +126,25 @@ class Operators:
             if ledger.live is None:
                 raise PermanentError("the first generation is on probation: there is nothing to go back to")
             seq = self._book.write("rollback.requested", by=by, reason=reason, to=None).seq
-            self._book.move(candidate, Stage.ROLLED_BACK, f"rolled back by {by}: {reason}")
+            self._book.move(candidate, Stage.ROLLED_BACK, f"rolled back by {by}: {reason}", cause="operator")
             self._performer.reconcile()
             return seq
         target = self._retired(to)
-        generation = ledger.last_generation + 1
-        self._expire_open(by)
-        share = self._law.policy.modification_protocol.probation.share
-        deployment = wanted(ledger, self._model, share, staging=(target.id, generation))
-        seq = self._book.write("rollback.requested", by=by, reason=reason, to=target.generation).seq
-        self._link.apply(deployment.model_copy(update={"revision": seq}))
+        # Nothing is given up before the data plane has answered: it must be there to go back at all.
+        self._link.observed()
         live = 0 if ledger.live is None else ledger.live.generation
-        self._book.move(
+        # One entry is the whole act, so that a kill leaves all of it or none. The next turn makes it visible,
+        # and ends what else is under way.
+        entry = self._book.move(
             target,
             Stage.STAGED,
             f"rolled back to by {by}: {reason}",
-            generation=generation,
+            generation=ledger.last_generation + 1,
             base_generation=live,
             kind=Kind.ROLLBACK.value,
         )
-        return seq
-
-    def _expire_open(self, by: str) -> None:
-        candidate = self._book.ledger.open_candidate
-        if candidate is None:
-            return
-        if candidate.stage is Stage.PROBATION:
-            self._book.move(candidate, Stage.ROLLED_BACK, f"{by} rolls back")
-        else:
-            self._book.move(candidate, Stage.EXPIRED, f"{by} rolls back")
+        log.info("rollback to the bytes of generation %s by %s: %s", target.generation, by, reason)
+        return entry.seq
 
     def _retired(self, to: int | None) -> Candidate:
         retired = [c for c in self._book.ledger.candidates.values() if c.stage is Stage.RETIRED]

@@ -7,6 +7,7 @@
 import logging
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from daemon.control.book import Book
@@ -31,7 +32,10 @@ _STAGE_ATTEMPTS = 3
 class Performer:
     """Performs acts; everything it knows is passed in."""
 
-    def __init__(self, book: Book, law: Law, jobs: Jobs, blobs: Blobs, link: Link, model: str) -> None:
+    def __init__(
+        self, book: Book, law: Law, jobs: Jobs, blobs: Blobs, link: Link, model: str, reports: Path
+    ) -> None:
+        self._reports = reports
         self._book = book
         self._law = law
         self._jobs = jobs
@@ -39,14 +43,15 @@ class Performer:
         self._link = link
         self._model = model
         self._paged: set[str] = set()
+        self._refused: tuple[str, int] | None = None
         self._table: dict[type, Callable[[Any, float], None]] = {
             acts.OpenTrigger: self._open_trigger,
             acts.LapseTrigger: self._lapse_trigger,
             acts.StartSearch: lambda act, _now: self._jobs.start_search(act.trigger),
             acts.AdoptSearch: self._adopt,
-            acts.CloseSearch: lambda act, now: self._jobs.close_search("failed", act.reason, now),
+            acts.CloseSearch: lambda act, now: self._jobs.end_search(act.reason, now),
             acts.Export: lambda act, _now: self._jobs.export(self._candidate(act.candidate)),
-            acts.Judge: lambda act, _now: self._jobs.start_panel(self._candidate(act.candidate)),
+            acts.Judge: self._judge,
             acts.Seal: self._seal,
             acts.Move: self._move,
             acts.StageSlot: self._stage,
@@ -83,8 +88,8 @@ class Performer:
         """Call a person, once for the same thing."""
         if what in self._paged:
             return
-        self._paged.add(what)
         self._book.write("page", what=what, why=why)
+        self._paged.add(what)
         log.error("page: %s: %s", what, why)
 
     # -- triggers and searches --------------------------------------------------------------------------
@@ -116,6 +121,13 @@ class Performer:
     def _candidate(self, name: str) -> Candidate:
         return self._book.ledger.candidates[name]
 
+    def _judge(self, act: acts.Judge, _now: float) -> None:
+        candidate = self._candidate(act.candidate)
+        try:
+            self._jobs.start_panel(candidate)
+        except TamperError as error:
+            self._book.move(candidate, Stage.ABANDONED, str(error))
+
     def _seal(self, act: acts.Seal, now: float) -> None:
         candidate = self._candidate(act.candidate)
         ledger = self._book.ledger
@@ -140,6 +152,7 @@ class Performer:
             sealed_at=now,
             nonce=secrets.token_hex(16),
         )
+        self._show(candidate.id, report)
         raw = canonical(dossier)
         digest = self._blobs.put(raw)
         findings = {verdict.guard: verdict.finding.value for verdict in result.verdicts}
@@ -157,6 +170,13 @@ class Performer:
         passed = sum(v.finding is Finding.PASS for v in result.verdicts)
         log.info("candidate=%s verdicts=%d passed=%d", candidate.id, len(result.verdicts), passed)
         self._book.move(self._candidate(candidate.id), to, clearance.reason)
+
+    def _show(self, name: str, report: bytes) -> None:
+        """Write the report under a name that a person finds; the blob is the record."""
+        self._reports.mkdir(parents=True, exist_ok=True)
+        temporary = self._reports / f".{name}.tmp"
+        temporary.write_bytes(report)
+        temporary.replace(self._reports / f"{name}.html")
 
     def _move(self, act: acts.Move, _now: float) -> None:
         self._book.move(self._candidate(act.candidate), act.to, act.reason)
@@ -188,7 +208,7 @@ class Performer:
         self.reconcile()
 
     def _revert(self, act: acts.Revert, _now: float) -> None:
-        self._book.move(self._candidate(act.candidate), Stage.ROLLED_BACK, act.reason)
+        self._book.move(self._candidate(act.candidate), Stage.ROLLED_BACK, act.reason, cause="probation")
         self.reconcile()
         if act.page:
             self.page(f"candidate {act.candidate} was rolled back", act.reason)
@@ -203,6 +223,18 @@ class Performer:
 
     def _apply(self, target: Deployment) -> None:
         plain = target.model_dump(mode="json", exclude={"revision"})
-        intent = self._book.write("deploy.intent", deployment=plain, digest=digest_bytes(canonical(plain)))
-        self._link.apply(target.model_copy(update={"revision": intent.seq}))
-        self._book.write("deploy.done", revision=intent.seq)
+        digest = digest_bytes(canonical(plain))
+        if self._refused is not None and self._refused[0] == digest:
+            # The same wish was refused before: it is asked again, and not written again every second.
+            self._link.apply(target.model_copy(update={"revision": self._refused[1]}))
+            seq = self._refused[1]
+        else:
+            seq = self._book.write("deploy.intent", deployment=plain, digest=digest).seq
+            try:
+                self._link.apply(target.model_copy(update={"revision": seq}))
+            except PermanentError as error:
+                self._refused = (digest, seq)
+                self._book.write("deploy.refused", revision=seq, reason=str(error))
+                raise
+        self._refused = None
+        self._book.write("deploy.done", revision=seq)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import threading
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from monitors.spool import Cursor, SpoolReader
 from monitors.tally import Tally
 from monitors.watch import Watch
 from policies.clauses import Monitoring
-from policies.errors import PermanentError
+from policies.errors import InstarError, PermanentError
 from policies.telemetry import row_key
 from policies.terms import Arm, Signal, Task
 
@@ -108,10 +109,15 @@ class Sensors:
             if self.tally is not None:
                 self.tally.observe(block)
         while True:
+            before = self._inputs.cursor
             inputs, _ = self._inputs.read(_ROWS_A_TURN)
             if inputs is None:
                 break
-            self._samples.ingest(inputs)
+            try:
+                self._samples.ingest(inputs)
+            except InstarError:
+                self._inputs.cursor = before  # nothing is lost: the next turn reads them again
+                raise
         with self._lock:
             pending, self._pending = self._pending, []
         for labels in pending:
@@ -154,18 +160,19 @@ class Sensors:
     def load(self, generation: int | None) -> bool:
         """Take up a saved file, when there is one of this generation."""
         try:
-            with np.load(self._path, allow_pickle=False) as saved:
+            with np.load(io.BytesIO(self._path.read_bytes()), allow_pickle=False) as saved:
                 head = json.loads(saved["head"].tobytes())
                 held = saved["watch"].tobytes()
+            cursors = {name: Cursor(*head["cursors"][name]) for name in ("telemetry", "samples")}
+            saved_generation = head["generation"]
         except FileNotFoundError:
             return False
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             # The monitors' memory is a cache: losing it costs a new commissioning, and says so.
             log.warning("monitors start anew: %s is unreadable: %s", self._path, error)
             return False
-        self._telemetry.cursor = Cursor(*head["cursors"]["telemetry"])
-        self._inputs.cursor = Cursor(*head["cursors"]["samples"])
-        if generation is None or head["generation"] != generation or not held:
+        self._telemetry.cursor, self._inputs.cursor = cursors["telemetry"], cursors["samples"]
+        if generation is None or saved_generation != generation or not held:
             return False
         try:
             self.watch = Watch.restore(held, self._task, self._clause)

@@ -6,9 +6,10 @@ errors become HTTP codes here and nowhere else.
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -28,19 +29,32 @@ _CODES: tuple[tuple[type[InstarError], int], ...] = (
     (PermanentError, 409),
 )
 
+T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def app(views: Views, operators: Operators, law: Law, turn: Turn) -> Starlette:
-    """Return the socket's application."""
+    """Return the socket's application.
 
-    async def status(_request: Request) -> Response:
+    Whatever waits for a turn waits in a thread: the event loop has labels, pages and signals to look after.
+    """
+
+    async def ordered(order: Callable[[], T]) -> T:
+        def act() -> T:
+            with turn.lock:
+                if turn.journal_valid is False:
+                    raise TamperError("expected a journal that verifies; run instar audit verify")
+                return order()
+
+        return await run_in_threadpool(act)
+
+    def status(_request: Request) -> Response:
         return JSONResponse(views.status().model_dump(mode="json"))
 
-    async def candidates(_request: Request) -> Response:
+    def candidates(_request: Request) -> Response:
         return JSONResponse([view.model_dump(mode="json") for view in views.candidates()])
 
-    async def candidate(request: Request) -> Response:
+    def candidate(request: Request) -> Response:
         with turn.lock:
             found = operators.find(request.path_params["name"])
             subject = operators.subject(found)
@@ -53,33 +67,29 @@ def app(views: Views, operators: Operators, law: Law, turn: Turn) -> Starlette:
 
     async def approval(request: Request) -> Response:
         body = await _body(request, {"approval": str, "signature": str})
-        with turn.lock:
-            seq, state = operators.approve(
-                request.path_params["name"], body["approval"].encode(), body["signature"]
-            )
+        name, raw, signature = request.path_params["name"], body["approval"].encode(), body["signature"]
+        seq, state = await ordered(lambda: operators.approve(name, raw, signature))
         return JSONResponse({"seq": seq, "state": state})
 
     async def freeze(request: Request) -> Response:
         body = await _body(request, {"by": str, "reason": str})
-        with turn.lock:
-            return JSONResponse({"seq": operators.freeze(body["by"], body["reason"])})
+        return JSONResponse({"seq": await ordered(lambda: operators.freeze(body["by"], body["reason"]))})
 
     async def thaw(request: Request) -> Response:
         body = await _body(request, {"by": str, "reason": str})
-        with turn.lock:
-            return JSONResponse({"seq": operators.thaw(body["by"], body["reason"])})
+        return JSONResponse({"seq": await ordered(lambda: operators.thaw(body["by"], body["reason"]))})
 
     async def rollback(request: Request) -> Response:
         body = await _body(request, {"by": str, "reason": str}, {"to": int})
-        with turn.lock:
-            return JSONResponse({"seq": operators.rollback(body["by"], body["reason"], body.get("to"))})
+        by, reason, to = body["by"], body["reason"], body.get("to")
+        return JSONResponse({"seq": await ordered(lambda: operators.rollback(by, reason, to))})
 
-    async def reload(_request: Request) -> Response:
+    def reload(_request: Request) -> Response:
         with turn.lock:
             law.reload()
             return JSONResponse({"digest": law.digest, "version": law.policy.version})
 
-    async def history(request: Request) -> Response:
+    def history(request: Request) -> Response:
         query = request.query_params
         try:
             after, limit = int(query.get("after", "0")), int(query.get("limit", "1000"))

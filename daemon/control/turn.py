@@ -14,13 +14,13 @@ from collections.abc import Callable
 from daemon.control.book import Book
 from daemon.control.jobs import Jobs
 from daemon.control.law import Law
-from daemon.control.link import Link, Observed
+from daemon.control.link import Link, Observed, Unreachable
 from daemon.control.performer import Performer
 from daemon.control.sensors import Sensors
 from daemon.ops.metrics import ControlMetrics
 from daemon.store.samples import Samples
 from policies import rules
-from policies.errors import InstarError, PermanentError, TamperError, TemporaryError
+from policies.errors import InstarError, PermanentError, TamperError
 from policies.lifecycle import Stage
 from policies.plan import Plan, plan
 from policies.status import Blocked
@@ -102,20 +102,20 @@ class Turn:
                 ),
             )
             return None
-        reachable = self._reconcile()
-        world = self._world(now)
+        unreachable = self._reconcile()
+        world = self._world()
         decided = plan(world, self._law.policy, now)
         blocked = list(decided.blocked)
         for act in decided.acts:
             self._hook(f"before {type(act).__name__}")
             try:
                 self._performer.perform(act, now)
-            except TemporaryError as error:
-                reachable = str(error)
+            except Unreachable as error:
+                unreachable = str(error)
             self._hook(f"after {type(act).__name__}")
-        if reachable is not None:
+        if unreachable is not None:
             blocked.insert(
-                0, Blocked(what="the data plane", why=reachable, remedy="systemctl status instar-serve")
+                0, Blocked(what="the data plane", why=unreachable, remedy="systemctl status instar-serve")
             )
         self.blocked = tuple(blocked)
         return decided
@@ -156,26 +156,35 @@ class Turn:
             self._performer.reconcile()
             self.observed = self._link.observed()
             self.serving = "ok" if self.observed.ready else (self.observed.problem or "no model yet")
-        except TemporaryError as error:
+        except Unreachable as error:
             self.observed, self.serving = None, "unreachable"
             return str(error)
         except PermanentError as error:
             self.serving = str(error)
-            self._abandon_newcomer(str(error))
+            self._refused(str(error))
             return str(error)
         return None
 
-    def _abandon_newcomer(self, why: str) -> None:
-        """A newcomer that the data plane can no longer load loses its place; the incumbent serves on."""
+    def _refused(self, why: str) -> None:
+        """Act on a wish that the data plane refuses: whose bytes were at fault?
+
+        A newcomer that can no longer be loaded loses its place. When the live generation itself is not
+        served, the newcomer is not to blame, and a person is called.
+        """
+        live = self._book.ledger.live
+        stable = self._link.observed().stable
+        if live is not None and (stable is None or stable.generation != live.generation):
+            self._performer.page(f"the data plane refuses generation {live.generation}, which is live", why)
+            return
         candidate = self._book.ledger.open_candidate
         if candidate is None or candidate.kind is Kind.FOUNDING:
             return
         if candidate.stage is Stage.STAGED:
             self._book.move(candidate, Stage.ABANDONED, why)
         elif candidate.stage is Stage.PROBATION:
-            self._book.move(candidate, Stage.ROLLED_BACK, why)
+            self._book.move(candidate, Stage.ROLLED_BACK, why, cause="data_plane")
 
-    def _world(self, now: float) -> World:
+    def _world(self) -> World:
         ledger = self._book.ledger
         candidate = ledger.open_candidate
         trigger = ledger.trigger
@@ -192,8 +201,8 @@ class Turn:
             last_generation=ledger.last_generation,
             candidates=tuple(ledger.candidates.values()),
             trigger=trigger,
-            search=self._jobs.search_job(now),
-            judge=self._jobs.panel_job(now),
+            search=self._jobs.search_job(),
+            judge=self._jobs.panel_job(),
             signals=self.signals,
             rows=self.rows,
             swaps=tuple(ledger.swaps),
@@ -204,10 +213,9 @@ class Turn:
         )
 
     def _record_failure(self, error: Exception) -> None:
-        if isinstance(error, TamperError):
-            self.journal_valid = False
-            return
         try:
+            if isinstance(error, TamperError):
+                self.verify()  # was it the journal, or only something that a worker left?
             self._performer.page(f"a turn failed: {type(error).__name__}", repr(error)[:500])
         except InstarError as second:
             log.error("the failed turn could not be journalled: %s", second)

@@ -60,18 +60,22 @@ class Views:
             report=str(self.report_path(candidate)) if candidate.report else None,
             generation=candidate.generation,
             expires_at=(candidate.sealed_at or 0.0) + clause.window_s if waits else None,
-            approvals=tuple(sorted({a.principal for a in candidate.approvals if a.decision == "approve"})),
+            approvals=tuple(
+                sorted(
+                    {
+                        a.principal
+                        for a in candidate.approvals
+                        if a.decision == "approve" and a.expires_at > self._book.clock.now()
+                    }
+                )
+            ),
             quorum=clause.quorum,
             verdicts=candidate.verdicts,
         )
 
     def report_path(self, candidate: Candidate) -> Path:
-        """Return the report under a name that a person finds, written from its blob when it is not there."""
-        path = self._reports / f"{candidate.id}.html"
-        if candidate.report is not None and not path.is_file():
-            self._reports.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self._blobs.read(candidate.report))
-        return path
+        """Return where a candidate's report lies under a name that a person finds."""
+        return self._reports / f"{candidate.id}.html"
 
     def report(self, name: str) -> bytes | None:
         """Return a candidate's report, checked against its digest."""

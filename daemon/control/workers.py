@@ -47,13 +47,13 @@ class Worker:
     cpu_s: float = 0.0
     ended: str | None = None
 
-    def poll(self, now: float) -> JobState:
+    def poll(self, monotonic: float) -> JobState:
         """Look at the process once, and end it when it oversteps its allowance."""
         if self.ended is not None:
             return JobState.DONE if self.ended == "done" else JobState.FAILED
         alive = self._alive()
         if alive:
-            over = self._overstep(now)
+            over = self._overstep(monotonic)
             if over is None:
                 return JobState.RUNNING
             self._kill()
@@ -83,8 +83,8 @@ class Worker:
             return False
         return is_ours(self.pid, self.folder)
 
-    def _overstep(self, now: float) -> str | None:
-        if now > self.deadline:
+    def _overstep(self, monotonic: float) -> str | None:
+        if monotonic > self.deadline:
             return f"took longer than {self.allowance.wall_s:.0f} s"
         if self.cpu_s > self.allowance.cpu_s:
             return f"used {self.cpu_s:.0f} CPU-s of {self.allowance.cpu_s:.0f} allowed"
@@ -106,7 +106,10 @@ class Worker:
             return "done"
         refusal = self.result.parent / "refusal.json"
         if refusal.is_file():
-            return f"refused: {json.loads(refusal.read_bytes())['reason']}"
+            try:
+                return f"refused: {str(json.loads(refusal.read_bytes())['reason'])[:500]}"
+            except (OSError, ValueError, KeyError, TypeError):
+                return "refused, and its refusal.json is unreadable"
         code = None if self.process is None else self.process.returncode
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
@@ -139,7 +142,7 @@ def is_ours(pid: int, folder: Path) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return str(folder).encode() in command and state != "Z"
+    return str(folder / "out").encode() in command.split(b"\0") and state != "Z"
 
 
 def start(module: str, case: Path, folder: Path, result: str, allowance: Allowance, clock: Clock) -> Worker:
@@ -175,12 +178,12 @@ def start(module: str, case: Path, folder: Path, result: str, allowance: Allowan
         result=out / result,
         pid=process.pid,
         allowance=allowance,
-        deadline=clock.now() + allowance.wall_s,
+        deadline=clock.monotonic() + allowance.wall_s,
         process=process,
     )
 
 
-def find(folder: Path, result: str, allowance: Allowance, now: float) -> Worker | None:
+def find(folder: Path, result: str, allowance: Allowance, monotonic: float) -> Worker | None:
     """Return the worker that a former control plane left in a folder: at work, or done; else None."""
     try:
         pid = int((folder / "pid").read_text())
@@ -189,7 +192,7 @@ def find(folder: Path, result: str, allowance: Allowance, now: float) -> Worker 
     path = folder / "out" / result
     if not path.is_file() and not is_ours(pid, folder):
         return None
-    return Worker(folder, path, pid, allowance, now + allowance.wall_s, process=None)
+    return Worker(folder, path, pid, allowance, monotonic + allowance.wall_s, process=None)
 
 
 def _restrain(pid: int, allowance: Allowance) -> None:

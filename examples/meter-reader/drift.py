@@ -47,9 +47,9 @@ class Drift:
 
 KINDS = {
     "none": Drift(),
-    "tilt-fade": Drift(tilt_deg=30.0, fade=0.5),
-    "noise": Drift(noise=0.12),
-    "blur": Drift(blur_px=1.35),
+    "tilt-fade": Drift(tilt_deg=35.0, fade=0.5),
+    "noise": Drift(noise=0.19),
+    "blur": Drift(blur_px=1.7),
 }
 
 

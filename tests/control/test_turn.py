@@ -303,6 +303,7 @@ class TestLaw:
         host.operator = lambda _host: None
         host.until(Stage.CLEARED)
         text = (host.law / "policy.toml").read_text()
+        text = text.replace("version = 1", "version = 2")
         host.write_policy(text.replace("min_accuracy = 0.85", "min_accuracy = 0.86"))
         with pytest.raises(InstarError, match="no candidate under way"):
             host.policy.reload()

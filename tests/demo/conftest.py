@@ -83,7 +83,7 @@ class Doors:
 def _is_whole(answer: bytes) -> bool:
     """Tell whether an answer is HTTP up to its end; after any other the server hangs up."""
     head, _, body = answer.partition(b"\r\n\r\n")
-    return f"content-length: {len(body)}".encode() in head
+    return f"content-length: {len(body)}".encode() in head.split(b"\r\n")
 
 
 def http(status: int, body: bytes) -> bytes:

@@ -67,7 +67,7 @@ def test_a_level_of_nothing_is_no_drift_and_strength_makes_more_of_it(drift: Mod
     for kind in drift.KINDS.values():
         assert kind.at(0.0) == drift.Drift()
         assert kind.at(1.0) == kind
-    assert drift.KINDS["tilt-fade"].at(2.0) == drift.Drift(tilt_deg=60.0, fade=0.25)
+    assert drift.KINDS["tilt-fade"].at(2.0) == drift.Drift(tilt_deg=70.0, fade=0.25)
 
 
 def test_the_command_writes_copies_with_their_labels(drift: ModuleType, digits: Path, tmp_path: Path) -> None:

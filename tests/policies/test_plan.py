@@ -108,7 +108,7 @@ class Life:
             principal=self.pick(["UnsafeDemoApprover", "mallory"]),
             reason="looked at it",
             at=self.now,
-            expires_at=self.now + self.pick([1.0, 1e6]),
+            expires_at=self.now + self.pick([1e6, 1.0]),
         )
 
     def arm(self) -> Arm:
@@ -212,7 +212,10 @@ def live_out(policy: Policy, pick: Callable[[Any], Any]) -> None:
         touched = [act.candidate for act in decided.acts if hasattr(act, "candidate")]
         assert len(touched) == len(set(touched)), "one act a candidate a turn"
         if life.world.frozen is not None:
-            assert all(isinstance(act, a.Revert | a.AdoptSearch | a.CloseSearch) for act in decided.acts)
+            assert all(
+                isinstance(act, a.Revert | a.Retire | a.Page | a.AdoptSearch | a.CloseSearch)
+                for act in decided.acts
+            )
         assert plan_room.plan(life.world, policy, life.now) == decided, "the same world, the same plan"
         for act in decided.acts:
             if isinstance(act, a.StageSlot):

@@ -11,7 +11,7 @@ import numpy as np
 from daemon.control.book import Book
 from daemon.control.jobs import Jobs
 from daemon.control.law import Law
-from daemon.control.link import Observed
+from daemon.control.link import Observed, Unreachable
 from daemon.control.operators import Operators
 from daemon.control.performer import Performer
 from daemon.control.turn import Turn
@@ -22,7 +22,7 @@ from guards.signing import make_key, sign
 from policies.case import Case, PanelResult
 from policies.clock import StandingClock
 from policies.document import load_task
-from policies.errors import PermanentError, TemporaryError
+from policies.errors import PermanentError
 from policies.lifecycle import Stage
 from policies.terms import (
     Approval,
@@ -76,7 +76,7 @@ class Plane:
 
     def observed(self) -> Observed:
         if not self.up:
-            raise TemporaryError("expected instar-serve to answer, got nothing")
+            raise Unreachable("expected instar-serve to answer, got nothing")
         kept = self.deployment
         return Observed(
             revision=kept.revision,
@@ -89,7 +89,7 @@ class Plane:
 
     def apply(self, deployment: Deployment) -> Observed:
         if not self.up:
-            raise TemporaryError("expected instar-serve to answer, got nothing")
+            raise Unreachable("expected instar-serve to answer, got nothing")
         self.hook("before apply")
         for slot in (deployment.stable, deployment.newcomer):
             if slot is not None and slot.bundle in self.refuse:
@@ -153,17 +153,19 @@ class SimulatedSamples:
 
 
 class SimulatedWorker:
-    """A worker that has ended by the time anybody looks."""
+    """A worker that has ended by the time anybody looks, or that is at work until it is stopped."""
 
     def __init__(self, ended: str) -> None:
-        self.ended: str | None = ended
+        self.ended: str | None = None if ended == "running" else ended
         self.cpu_s = 12.5
 
-    def poll(self, now: float) -> JobState:
+    def poll(self, monotonic: float) -> JobState:
+        if self.ended is None:
+            return JobState.RUNNING
         return JobState.DONE if self.ended == "done" else JobState.FAILED
 
     def stop(self) -> None:
-        """It has ended."""
+        self.ended = self.ended or "stopped"
 
 
 class Host:
@@ -274,7 +276,9 @@ class Host:
         sensors: Any = SimulatedSensors(self)
         link: Any = self.plane
         self.jobs = Jobs(task, self.policy, self.book, self.blobs, samples, self.state / "jobs", 1)
-        performer = Performer(self.book, self.policy, self.jobs, self.blobs, link, task.model)
+        performer = Performer(
+            self.book, self.policy, self.jobs, self.blobs, link, task.model, self.state / "reports"
+        )
         self.turn = Turn(
             self.book,
             self.policy,
