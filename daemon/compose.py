@@ -32,6 +32,7 @@ from daemon.control.turn import Turn
 from daemon.control.views import Views
 from daemon.ops import logs, sd
 from daemon.ops.doors import bind, bind_unix, door, opened
+from daemon.ops.files import persist
 from daemon.ops.metrics import ControlMetrics
 from daemon.rooms import check_rooms
 from daemon.settings import ControlSettings
@@ -128,13 +129,7 @@ def _role_key(state: Path) -> bytes:
     """Return the secret that roles are drawn with; made once, readable by this user alone."""
     path = state / "role.key"
     if not path.is_file():
-        temporary = state / "role.key.tmp"
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(os.urandom(32))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        persist(path, os.urandom(32), mode=0o600)
     return path.read_bytes()
 
 

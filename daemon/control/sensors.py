@@ -9,7 +9,6 @@
 import io
 import json
 import logging
-import os
 import threading
 import zipfile
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from daemon.ops.files import persist
 from daemon.store.samples import Samples
 from monitors.spool import Cursor, SpoolReader
 from monitors.tally import Tally
@@ -150,12 +150,7 @@ class Sensors:
         buffer = io.BytesIO()
         text = json.dumps({"cursors": cursors, "generation": getattr(self.watch, "generation", None)})
         np.savez(buffer, head=np.frombuffer(text.encode(), np.uint8), watch=np.frombuffer(held, np.uint8))
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        persist(self._path, buffer.getvalue())
 
     def load(self, generation: int | None) -> bool:
         """Take up a saved file, when there is one of this generation."""

@@ -15,11 +15,11 @@ Called by ``admin.py`` and ``main.py``. Does not decide what shall be served: co
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from daemon.ops.files import persist
 from daemon.serving.metrics import ServeMetrics
 from daemon.serving.refusals import BundleRefused, DeploymentRefused
 from daemon.serving.slot import Slot, build
@@ -223,24 +223,3 @@ def _check_contract(slot: Slot, base: Slot) -> None:
             f"{len(base.meta.classes)} classes), {slot.digest} has {slot.meta.input}, "
             f"{len(slot.meta.classes)} classes; another contract needs another model name"
         )
-
-
-def persist(path: Path, data: bytes) -> None:
-    """Replace a file so that a power cut leaves the old one or the new one, never half of either.
-
-    Raises:
-        OSError: The disk refuses; before the rename the old file stands. When only the folder's own sync
-            fails, the new file stands already, and applying again is safe.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

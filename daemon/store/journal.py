@@ -18,7 +18,6 @@ a whole chain, so keep a copy of the head elsewhere.
 
 import json
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from daemon.ops.files import persist
 from policies.errors import PermanentError, TamperError, TemporaryError
 from policies.wire import canonical, digest, is_digest, parse_canonical
 
@@ -312,15 +312,4 @@ def _read_head(path: Path) -> tuple[int, str] | None:
 
 
 def _write_head(path: Path, seq: int, own: str) -> None:
-    target = _head_path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(canonical({"seq": seq, "digest": own}))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    persist(_head_path(path), canonical({"seq": seq, "digest": own}))
