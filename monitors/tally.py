@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monitors.awaiting import Awaiting
+from monitors.contract import Arrays
 from monitors.spool import Block
 from policies.telemetry import OUTCOMES
 from policies.terms import Arm
@@ -71,6 +72,34 @@ class Tally:
         for count in self._counts.values():
             for pair in count.awaiting.label(row_keys, labels):
                 count.learn(*pair)
+
+    def snapshot(self) -> Arrays:
+        """Return all counts, so that a restart forgets no error of a newcomer."""
+        state: dict[str, npt.NDArray[np.generic]] = {"since": np.array(self.since)}
+        for generation, count in self._counts.items():
+            numbers = (count.requests, count.errors, count.labels, count.correct)
+            state[f"{generation}/counts"] = np.array(numbers, dtype=np.int64)
+            state[f"{generation}/latencies"] = np.fromiter(count.latencies, dtype=np.float64)
+            state |= {f"{generation}/awaiting/{k}": v for k, v in count.awaiting.snapshot().items()}
+        return state
+
+    @classmethod
+    def restore(cls, state: Arrays) -> "Tally":
+        """Return a tally that goes on where the snapshot was taken.
+
+        Raises:
+            KeyError: A part of the snapshot is missing.
+        """
+        tally = cls(float(state["since"]))
+        for name in [key for key in state if key.endswith("/counts")]:
+            mark = name.removesuffix("counts")
+            requests, errors, labels, correct = (int(number) for number in state[name])
+            count = _Count(requests, errors, labels, correct)
+            count.latencies.extend(state[f"{mark}latencies"].tolist())
+            inner = f"{mark}awaiting/"
+            count.awaiting.restore({k.removeprefix(inner): state[k] for k in state if k.startswith(inner)})
+            tally._counts[int(mark.rstrip("/"))] = count
+        return tally
 
     def arm(self, generation: int) -> Arm:
         """Return what ``generation`` did; nothing, when none of its rows came."""

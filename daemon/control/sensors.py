@@ -29,6 +29,7 @@ from policies.terms import Arm, Signal, Task
 log = logging.getLogger(__name__)
 
 _ROWS_A_TURN = 50_000
+_TALLY = "tally/"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Sensors:
         """Tally newcomer and incumbent since a moment; None ends it."""
         if since is None:
             self.tally = None
-        elif self.tally is None:
+        elif self.tally is None or self.tally.since != since:
             self.tally = Tally(since)
 
     def read(self) -> None:
@@ -149,7 +150,14 @@ class Sensors:
         held = b"" if self.watch is None else self.watch.snapshot()
         buffer = io.BytesIO()
         text = json.dumps({"cursors": cursors, "generation": getattr(self.watch, "generation", None)})
-        np.savez(buffer, head=np.frombuffer(text.encode(), np.uint8), watch=np.frombuffer(held, np.uint8))
+        counted = {} if self.tally is None else self.tally.snapshot()
+        np.savez(
+            buffer,
+            allow_pickle=False,
+            head=np.frombuffer(text.encode(), np.uint8),
+            watch=np.frombuffer(held, np.uint8),
+            **{f"{_TALLY}{name}": array for name, array in counted.items()},
+        )
         persist(self._path, buffer.getvalue())
 
     def load(self, generation: int | None) -> bool:
@@ -158,6 +166,8 @@ class Sensors:
             with np.load(io.BytesIO(self._path.read_bytes()), allow_pickle=False) as saved:
                 head = json.loads(saved["head"].tobytes())
                 held = saved["watch"].tobytes()
+                counted = {n.removeprefix(_TALLY): saved[n] for n in saved.files if n.startswith(_TALLY)}
+            tally = Tally.restore(counted) if counted else None
             cursors = {name: Cursor(*head["cursors"][name]) for name in ("telemetry", "samples")}
             saved_generation = head["generation"]
         except FileNotFoundError:
@@ -167,6 +177,7 @@ class Sensors:
             log.warning("monitors start anew: %s is unreadable: %s", self._path, error)
             return False
         self._telemetry.cursor, self._inputs.cursor = cursors["telemetry"], cursors["samples"]
+        self.tally = tally
         if generation is None or saved_generation != generation or not held:
             return False
         try:

@@ -158,3 +158,21 @@ def test_a_tally_of_another_generation_takes_no_label_of_ours(stream):
     tally.observe(np.concatenate([ours, theirs]))
     tally.label(ours["row_key"], stream.labels(ours))
     assert (tally.arm(1).labels, tally.arm(2).labels) == (10, 0)
+
+
+def test_a_restored_tally_goes_on_where_it_stood(stream):
+    tally = Tally(0.0)
+    block, late = stream.rows(40), stream.rows(20, generation=2)
+    tally.observe(block)
+    tally.observe(late)
+    tally.observe(stream.rows(5, outcome="error"))
+    tally.label(block["row_key"][:30], stream.labels(block)[:30])
+    again = Tally.restore({name: np.array(array) for name, array in tally.snapshot().items()})
+    rest, others = stream.labels(block)[30:], stream.labels(late)
+    for each in (tally, again):
+        each.label(block["row_key"][30:], rest)
+        each.label(late["row_key"], others)
+    for generation in (1, 2, 3):
+        assert again.arm(generation) == tally.arm(generation)
+    assert again.arm(2).labels == 20
+    assert sum(again.arm(g).errors for g in (1, 2, 3)) == 5
