@@ -1,10 +1,10 @@
 """Alarms and triggers of the demo's quiet while, and its detection delay, without waiting for the clock.
 
-Run ``python benchmarks/monitors/quiet.py BUNDLE [--seeds 20]`` with any ``bundle.onnx`` of the meter reader,
-for instance ``.instar/demo/jobs/search-1/out/bundle.onnx`` after ``make run``; a few seconds a seed.
+Run ``python benchmarks/monitors/quiet.py [BUNDLE] [--seeds 20]`` after ``make run``, or with any other
+``bundle.onnx`` of the meter reader; a few seconds a seed.
 
 It feeds the monitors of the example's policy with what the camera would see, 100 rows a second and labels
-15 s late: commissioning, a quiet while of 45 s, then the tilt-fade drift over 20 s. Signals and rules are the
+15 s late: commissioning, a quiet while of 45 s, and then the tilt-fade drift over 20 s. Signals and rules are the
 daemon's own; only time is simulated. One row a seed: alarms and triggers in the quiet while, rows from the
 drift's beginning to the first alarm and to the trigger.
 """
@@ -30,6 +30,7 @@ from policies.world import RowCounts, World
 EXAMPLE = Path(__file__).parents[2] / "examples" / "meter-reader"
 RATE, QUIET_S, RAMP_S, AFTER_S, LABEL_S = 100, 45, 20, 40, 15
 DIGEST = "sha256:" + "0" * 64
+DEMO = Path(".instar/demo/jobs/search-1/out/bundle.onnx")
 
 
 def camera() -> ModuleType:
@@ -132,9 +133,12 @@ def live_through(bundle: Path, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Print one row a seed, and the sum."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?", default=DEMO, help=f"[{DEMO}]")
     parser.add_argument("--seeds", type=int, default=20)
     args = parser.parse_args()
+    if not args.bundle.is_file():
+        print(f"not measured: there is no bundle at {args.bundle}; make run leaves one, or name another")
+        return
     print(f"{'seed':>4} {'alarms':>7} {'triggers':>9} {'rows to alarm':>14} {'rows to trigger':>16}")
     results = []
     for seed in range(1, args.seeds + 1):

@@ -17,101 +17,22 @@ drift, 0 to 1). Standard output has events as JSON lines: started, drift, proble
 import argparse
 import asyncio
 import heapq
-import itertools
 import json
 import os
-import queue
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from drift import KINDS, Drift, Images, view
+from drift import KINDS, Images
+from frames import Frame, Frames, Ramp
 from keepalive import BrokenAnswer, Endpoint
 
-BATCH = 25
-AHEAD = 4
 TIMEOUT_S = 10.0
 LABELS_AT_ONCE = 1000
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One picture that is ready to be sent."""
-
-    number: int
-    meter: int
-    label: int
-    level: float
-    label_delay_s: float
-    pixels: bytes
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A drift that begins with the next frame and is whole after ``ramp_s``."""
-
-    drift: Drift
-    ramp_s: float
-
-
-class Frames:
-    """Pictures made ahead of time in a thread of their own, so that the clock of the loop is never late."""
-
-    def __init__(self, x: Images, y: npt.NDArray[np.int64], args: argparse.Namespace) -> None:
-        self._x, self._y, self._first, self._rate = x, y, args.first, args.rate
-        self._delay_s = args.label_delay_s
-        self._rng = np.random.default_rng(args.seed)
-        self._ready: queue.Queue[list[Frame]] = queue.Queue(AHEAD)
-        self._ramp = Ramp(Drift(), 0.0)
-        self._asked: Ramp | None = None
-        self._began = 0
-        self.drifted_from: int | None = None
-        threading.Thread(target=self._fill, daemon=True, name="frames").start()
-
-    def drift(self, ramp: Ramp) -> None:
-        """Let the drift begin with the next frame that is made."""
-        self._asked = ramp
-
-    async def __aiter__(self) -> Any:
-        """Yield frame after frame."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                batch = self._ready.get_nowait()
-            except queue.Empty:
-                batch = await loop.run_in_executor(None, self._ready.get)
-            for frame in batch:
-                yield frame
-
-    def _fill(self) -> None:
-        meters = self._meters()
-        for start in itertools.count(0, BATCH):
-            if self._asked is not None:
-                self._ramp, self._asked, self._began = self._asked, None, start
-                self.drifted_from = start
-            self._ready.put(self._batch(start, list(itertools.islice(meters, BATCH))))
-
-    def _batch(self, start: int, meters: list[int]) -> list[Frame]:
-        drifting = self._ramp.drift != Drift()
-        passed_s = (start + BATCH - self._began) / self._rate
-        level = min(1.0, passed_s / max(self._ramp.ramp_s, 1e-9)) if drifting else 0.0
-        pictures = view(self._x[meters], self._ramp.drift.at(level), self._rng)
-        delays = self._rng.uniform(*self._delay_s, len(meters))
-        return [
-            Frame(start + i, self._first + m, int(self._y[m]), level, float(delays[i]), pictures[i].tobytes())
-            for i, m in enumerate(meters)
-        ]
-
-    def _meters(self) -> Iterator[int]:
-        while True:
-            yield from self._rng.permutation(len(self._x)).tolist()
 
 
 class Log:
