@@ -4,7 +4,7 @@ Run ``python benchmarks/monitors/quiet.py [BUNDLE] [--seeds 20]`` after ``make r
 ``bundle.onnx`` of the meter reader; a few seconds a seed.
 
 It feeds the monitors of the example's policy with what the camera would see, 100 rows a second and labels
-15 s late: commissioning, a quiet while of 45 s, and then the tilt-fade drift over 20 s. Signals and rules are the
+15 s late: commissioning, a quiet while of 45 s, the tilt-fade drift over 20 s. Signals and rules are the
 daemon's own; only time is simulated. One row a seed: alarms and triggers in the quiet while, rows from the
 drift's beginning to the first alarm and to the trigger.
 """
