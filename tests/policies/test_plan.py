@@ -300,5 +300,5 @@ def test_unpaid_or_unlabelled_searches_wait_and_say_why(policy: Policy) -> None:
     decided = plan_room.plan(life.world, policy, life.now)
     assert decided.acts == ()
     assert [b.why for b in decided.blocked] == [
-        "labelled rows since the change: 1 of 1400 train, 2 of 350 search, 3 of 750 gate (MP-1)"
+        "labelled rows since the change: 1 of 1900 train, 2 of 350 search, 3 of 750 gate (MP-1)"
     ]
