@@ -162,7 +162,7 @@ def verify_signer(raw: bytes, signature: str, signers: Signers, namespace: str, 
     except sshsig.InvalidSignature as error:
         raise TamperError(
             f"expected a signature in namespace {namespace} by one of {', '.join(signers.principals())}, "
-            f"got one that does not verify: {error}"
+            f"got one that does not verify: {str(error) or 'other bytes, namespace or key'}"
         ) from error
     except (ValueError, NotImplementedError) as error:
         raise TamperError(f"expected an armoured SSH signature, got {error}") from error

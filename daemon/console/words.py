@@ -161,7 +161,9 @@ def _fact(value: Any) -> str:
         case float():
             return number(value)
         case str():
-            return short(value) if value.startswith("sha256:") else value
+            # A signature, say, is many lines that nobody reads here; --json has them all.
+            first, more, _ = value.partition("\n")
+            return short(value) if value.startswith("sha256:") else first + ("…" if more else "")
         case list() | tuple():
             return f"[{len(value)}]"
         case dict():

@@ -292,13 +292,15 @@ class Story:
     def _searching(self, status: Status | None) -> str:
         if not _is_searching(status):
             return "starting" if status is None else status.phase
-        found = sorted(
-            self._scene.state.glob("jobs/search-*/out/progress.json"), key=lambda p: p.stat().st_mtime
-        )
+        folders = self._scene.state.glob("jobs/search-*")
+        latest = max(folders, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
         try:
-            said = json.loads(found[-1].read_bytes())
+            # The one before may have left its last words; a search that begins has said nothing yet.
+            said = json.loads((latest / "out" / "progress.json").read_bytes()) if latest else None
+            if said is None:
+                return "the search begins"
             return f"{said['phase']}: {said['done']} of {said['total']}, {said['cpu_s']:.0f} CPU-s"
-        except (IndexError, FileNotFoundError):
+        except FileNotFoundError:
             return "the search begins"
 
 
