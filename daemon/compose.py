@@ -95,7 +95,7 @@ def assemble(settings: ControlSettings, clock: Clock) -> Control:
     metrics.interval(settings.turn_s)
     book.listeners.append(metrics.entry)
     turn = Turn(book, law, jobs, sensors, samples, link, performer, metrics)
-    operators = Operators(book, law, jobs, blobs, link, performer, task.model)
+    operators = Operators(book, law, blobs, link, performer)
     views = Views(task, book, law, turn, sensors, blobs, settings.reports)
     live = book.ledger.live
     sensors.load(None if live is None else live.generation)

@@ -3,7 +3,6 @@
 import logging
 
 from daemon.control.book import Book
-from daemon.control.jobs import Jobs
 from daemon.control.law import Law
 from daemon.control.link import Link
 from daemon.control.performer import Performer
@@ -21,16 +20,12 @@ log = logging.getLogger(__name__)
 class Operators:
     """The people's side of control."""
 
-    def __init__(
-        self, book: Book, law: Law, jobs: Jobs, blobs: Blobs, link: Link, performer: Performer, model: str
-    ) -> None:
+    def __init__(self, book: Book, law: Law, blobs: Blobs, link: Link, performer: Performer) -> None:
         self._book = book
         self._law = law
-        self._jobs = jobs
         self._blobs = blobs
         self._link = link
         self._performer = performer
-        self._model = model
 
     def find(self, prefix: str) -> Candidate:
         """Return the candidate that an id or a unique beginning of one names.

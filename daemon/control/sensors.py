@@ -58,7 +58,6 @@ class Sensors:
         self._pending: list[Labels] = []
         self.watch: Watch | None = None
         self.tally: Tally | None = None
-        self.rows_seen = 0
 
     # -- intake -----------------------------------------------------------------------------------------
 
@@ -104,7 +103,6 @@ class Sensors:
             block, _ = self._telemetry.read(_ROWS_A_TURN)
             if block is None:
                 break
-            self.rows_seen += len(block)
             if self.watch is not None:
                 self.watch.observe(block)
             if self.tally is not None:

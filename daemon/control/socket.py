@@ -5,7 +5,7 @@ errors become HTTP codes here and nowhere else.
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -30,7 +30,6 @@ _CODES: tuple[tuple[type[InstarError], int], ...] = (
 )
 
 T = TypeVar("T")
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def app(views: Views, operators: Operators, law: Law, turn: Turn) -> Starlette:

@@ -290,7 +290,7 @@ class Host:
             ControlMetrics(task.model),
             hook,
         )
-        self.operators = Operators(self.book, self.policy, self.jobs, self.blobs, link, performer, task.model)
+        self.operators = Operators(self.book, self.policy, self.blobs, link, performer)
         self.turn.verify()
         self.jobs.recover()
 

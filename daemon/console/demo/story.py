@@ -61,7 +61,6 @@ class Story:
         self._clock = clock
         self._pause = pause
         self._approver = UnsafeDemoApprover(scene)
-        self._began_mono = clock.monotonic()
         self._seq = 0
         self._asked: set[str] = set()
         self.chronicle = Chronicle()
