@@ -61,9 +61,22 @@ class Role(StrEnum):
 
 
 class Modality(StrEnum):
-    """What kind of input a task has."""
+    """What kind of input a task has.
+
+    ``image``: UINT8 (-1, h, w), (-1, h, w, 3) or (-1, 3, h, w); ``window``: FP32 (-1, channels, steps);
+    ``table``: FP32 (-1, features).
+    """
 
     IMAGE = "image"
+    WINDOW = "window"
+    TABLE = "table"
+
+
+class Precision(StrEnum):
+    """What a network computes in."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
 
 
 class Source(Term):
@@ -75,13 +88,16 @@ class Source(Term):
 
 
 class Augmentation(Term):
-    """The natural jitter that training may assume; nothing of any drift."""
+    """The natural jitter that training may assume; nothing of any drift. What is not named does not jitter."""
 
-    rotate_deg: float = Field(ge=0.0, le=45.0)
-    shift_px: float = Field(ge=0.0, le=8.0)
-    scale: float = Field(ge=0.0, le=0.5)
-    gain: float = Field(ge=0.0, le=0.9)
-    noise: float = Field(ge=0.0, le=0.5)
+    rotate_deg: float = Field(default=0.0, ge=0.0, le=45.0, description="Images.")
+    shift_px: float = Field(default=0.0, ge=0.0, le=8.0, description="Images.")
+    scale: float = Field(default=0.0, ge=0.0, le=0.5, description="Images.")
+    shift_steps: int = Field(default=0, ge=0, description="Windows: how far one may begin elsewhere.")
+    gain: float = Field(default=0.0, ge=0.0, le=0.9, description="Images and windows, as a share.")
+    noise: float = Field(
+        default=0.0, ge=0.0, le=0.5, description="Of full scale in images, of a standard deviation elsewhere."
+    )
 
 
 class Task(Term):
@@ -163,6 +179,15 @@ class Artefact(Term):
     digest: Digest
 
 
+class Heirloom(Term):
+    """What an earlier regime's search left: tried first, since a regime may return."""
+
+    generation: int = Field(gt=0)
+    genome: Genome
+    state: Artefact
+    accuracy: Share = Field(description="On rows of role search, in its own regime.")
+
+
 class Brief(Term):
     """What one search may spend and must meet."""
 
@@ -179,6 +204,15 @@ class Brief(Term):
     parent_genome: Genome | None
     parent_state: Artefact | None = Field(description="safetensors of the supernet to start from.")
     parent_archive: Artefact | None = Field(description="JSON of the last Pareto archive.")
+    precisions: tuple[Precision, ...] = Field(default=(Precision.FP32,), min_length=1)
+    profile: Artefact | None = Field(default=None, description="JSON of this device's costs; None: measured.")
+    library: tuple[Heirloom, ...] = Field(default=(), description="Earlier regimes, the latest first.")
+    served_p50_ms: float | None = Field(
+        default=None, gt=0.0, description="The parent's median on its device, by telemetry."
+    )
+    pseudo_labels: bool = Field(
+        default=False, description="Whether a search without labels may trust the parent's own answers."
+    )
 
 
 class Evidence(Term):
