@@ -43,7 +43,7 @@ from daemon.store.samples import Samples
 from policies.clock import Clock, SystemClock
 from policies.document import load_task
 from policies.errors import InstarError, PolicyError
-from policies.terms import Task
+from policies.terms import Datatype, Source, Task
 
 log = logging.getLogger(__name__)
 
@@ -117,12 +117,35 @@ def _found(task: Task, folder: Path, samples: Samples) -> None:
                 x, y = file["x"][source.first : source.last], file["y"][source.first : source.last]
         except (OSError, ValueError, KeyError) as error:
             raise PolicyError(f"expected arrays x and y in {path}, got {error}") from error
-        if x.shape[1:] != task.input.shape[1:] or len(x) != source.last - source.first:
-            raise PolicyError(
-                f"expected {source.last - source.first} rows of shape {task.input.shape[1:]} in {path}, "
-                f"got {x.shape}"
-            )
+        _check_rows(x, task, source, path)
         samples.ingest_source(x, y.astype(np.int64), at=0.0)
+
+
+def _check_rows(x: np.ndarray, task: Task, source: Source, path: Path) -> None:
+    wanted, dtype = task.input.shape[1:], _dtype(task.input.datatype)
+    if x.shape[1:] != wanted or len(x) != source.last - source.first:
+        raise PolicyError(
+            f"expected {source.last - source.first} rows of shape {wanted} in {path}, got {x.shape}"
+        )
+    # Rows of another type would not be those that are served: the store keeps one type for ever.
+    if x.dtype != dtype:
+        raise PolicyError(
+            f"expected rows of {dtype} in {path} for input {task.input.datatype}, got {x.dtype}; "
+            "convert the file, or correct the task"
+        )
+    if dtype.kind == "f" and not np.isfinite(x).all():
+        raise PolicyError(
+            f"expected finite numbers in {path}, {int((~np.isfinite(x)).sum())} are not; remove or fill them"
+        )
+
+
+def _dtype(datatype: Datatype) -> np.dtype[np.generic]:
+    """Return numpy's type of an input.
+
+    >>> _dtype(Datatype.FP32), _dtype(Datatype.UINT8)
+    (dtype('float32'), dtype('uint8'))
+    """
+    return np.dtype(datatype.value.lower().replace("fp", "float"))
 
 
 def _role_key(state: Path) -> bytes:

@@ -26,7 +26,7 @@ from policies.wire import canonical, digest_bytes, parse_canonical
 
 if TYPE_CHECKING:  # a runtime must not be loaded before the fork
     from guards.contract import Factory
-    from guards.structure import Layer
+    from guards.weights import Layer
 
 REFUSED = 3
 
@@ -103,17 +103,17 @@ def _roster() -> "Mapping[str, Factory]":
 
 def _layers(case: Case, verdicts: tuple[Verdict, ...]) -> "tuple[list[Layer], list[Layer]]":
     """Return the layers of the candidate and of the incumbent; of a file that is refused, none."""
-    from guards import structure
+    from guards import structure, weights
     from guards.material import Material
 
     trusted = {verdict.guard: verdict.finding for verdict in verdicts}.get(panel.FIRST) is Finding.PASS
     material = Material(case, time.perf_counter)
 
-    def read(artefact: Artefact | None) -> list[structure.Layer]:
+    def read(artefact: Artefact | None) -> list[weights.Layer]:
         if artefact is None:
             return []
         try:
-            return structure.layers(structure.parse(material.raw(artefact)))
+            return weights.layers(structure.parse(material.raw(artefact)))
         except TamperError:
             return []  # the guards have said so; a drawing less is no reason to lose their verdicts
 

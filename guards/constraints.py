@@ -1,11 +1,10 @@
 """How large is the file that ships? Counted in its bytes, not in what it says.
 
-* Learned numbers are all floating-point tensors of the file, wherever they hide; a single number is
-  a constant.
+* Learned numbers are counted wherever they hide (``guards.weights``); quantised ones count as many as before.
 * A file that holds more than it declares fails: what is not declared was not searched for.
 """
 
-from guards import structure
+from guards import structure, weights
 from guards.contract import used, verdict
 from guards.material import Material
 from policies.case import Case
@@ -31,7 +30,7 @@ class Constraints:
             declared = structure.read_meta(model).params
         except TamperError as error:
             return verdict(self, case, Finding.FAIL, str(error))
-        params, source = structure.count_params(model), case.bundle.digest
+        params, source = weights.count_params(model), case.bundle.digest
         evidence = (
             Evidence(name="params", value=params, unit="numbers", n=1, limit=limit.max_params, source=source),
             Evidence(

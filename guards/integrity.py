@@ -208,13 +208,13 @@ def _answers(case: Case, material: Material) -> str | None:
     except RUNTIME_FAULTS as error:
         return f"expected a model that the runtime runs, it says: {str(error).strip().splitlines()[0]}"
     for index, name in enumerate(("logits", "embedding")):
-        whole = together[index]
-        if len(whole) != len(probes):
-            return f"expected {len(probes)} rows of {name} for {len(probes)} inputs, got {len(whole)}"
+        whole, single = together[index], np.concatenate([pair[index] for pair in alone])
+        for came in (whole, single):
+            if len(came) != len(probes):
+                return f"expected {len(probes)} rows of {name} for {len(probes)} inputs, got {len(came)}"
         broken = int(np.count_nonzero(~np.isfinite(whole).all(axis=1)))
         if broken:
             return f"expected finite {name}, {broken} of {len(probes)} extreme inputs give others"
-        single = np.concatenate([pair[index] for pair in alone])
         if not np.allclose(whole, single, rtol=_ALONE_RTOL, atol=_ALONE_ATOL):
             most = float(np.abs(whole - single).max())
             return f"expected {name} of a row not to depend on its batch, they differ by {most:.3g}"

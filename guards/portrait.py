@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 from typing import Literal
 
-from guards.structure import Layer
+from guards.weights import Layer
 from policies.terms import Genome, Term
 
 
@@ -27,7 +27,7 @@ class LayerRow(Term):
 def side_by_side(before: Sequence[Layer], after: Sequence[Layer]) -> tuple[LayerRow, ...]:
     """Return both networks, aligned so that equal layers stand beside each other.
 
-    >>> conv, wide = Layer("Conv", 3, 1, 8, 2), Layer("Conv", 3, 8, 16, 1)
+    >>> conv, wide = Layer("Conv", (3, 3), 1, 8, 2), Layer("Conv", (3, 3), 8, 16, 1)
     >>> [row.change for row in side_by_side([conv], [conv, wide])]
     ['same', 'added']
     """

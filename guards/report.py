@@ -18,7 +18,7 @@ from guards.floor import CLASS as ACCURACY_OF
 from guards.portrait import LayerRow, gene_changes, side_by_side
 from guards.slices import CLASS as DIFFERENCE_OF
 from guards.slices import DETECTABLE
-from guards.structure import Layer
+from guards.weights import Layer
 from policies.case import Case
 from policies.clearance import clear
 from policies.terms import Digest, Evidence, Finding, Genome, Name, Point, Task, Term, Trigger, Verdict

@@ -1,13 +1,12 @@
-"""What an ONNX file is made of, read without running it: tensors, nodes, layers, its own text.
+"""What an ONNX file is made of, read without running it: tensors, nodes, graphs, its own text.
 
 * Every walk goes into every nested graph, function and attribute, so that nothing hides a level deeper.
 * Parsing is protobuf alone: no path is followed, no operator runs.
 
-Pure over bytes; ``integrity`` and ``constraints`` decide, the report draws.
+Pure over bytes; ``integrity`` decides, ``weights`` counts.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -22,22 +21,6 @@ from policies.wire import parse_canonical
 
 _GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer with weights, for people: its operator, kernel side, channels in and out, stride."""
-
-    operator: str
-    kernel: int
-    inputs: int
-    outputs: int
-    stride: int
-
-    def __str__(self) -> str:
-        side = f" {self.kernel}×{self.kernel}" if self.kernel > 1 else ""
-        step = f", stride {self.stride}" if self.stride > 1 else ""
-        return f"{self.operator}{side} {self.inputs}→{self.outputs}{step}"
 
 
 def parse(raw: bytes) -> ModelProto:
@@ -112,6 +95,11 @@ def external(tensor: TensorProto) -> bool:
     return tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data) > 0
 
 
+def is_floating(tensor: TensorProto) -> bool:
+    """Tell whether a tensor holds floating-point numbers."""
+    return tensor.data_type in _FLOATING
+
+
 def has_graph(node: NodeProto) -> bool:
     """Tell whether a node carries a graph of its own: control flow, by whatever name."""
     return any(a.type in _GRAPHS or a.HasField("g") or len(a.graphs) > 0 for a in node.attribute)
@@ -120,32 +108,8 @@ def has_graph(node: NodeProto) -> bool:
 def floats(model: ModelProto) -> Iterator[tuple[str, NDArray[np.generic]]]:
     """Yield name and values of every floating-point tensor that is in the file."""
     for tensor in tensors(model):
-        if tensor.data_type in _FLOATING and not external(tensor):
+        if is_floating(tensor) and not external(tensor):
             yield tensor.name or "unnamed", numpy_helper.to_array(tensor)
-
-
-def count_params(model: ModelProto) -> int:
-    """Return the learned numbers: elements of floating-point tensors that hold more than one."""
-    # A tensor of one number is a constant of preprocessing; some writers give it a dimension.
-    return sum(values.size for _name, values in floats(model) if values.size > 1)
-
-
-def layers(model: ModelProto) -> list[Layer]:
-    """Return the layers with weights, in the order in which they run."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    found = []
-    for node in model.graph.node:
-        shape = shapes.get(node.input[1]) if len(node.input) > 1 else None
-        settings = {a.name: a for a in node.attribute}
-        if node.op_type == "Conv" and shape is not None and len(shape) == 4:
-            stride = settings["strides"].ints[0] if "strides" in settings else 1
-            groups = settings["group"].i if "group" in settings else 1
-            found.append(Layer("Conv", shape[2], shape[1] * groups, shape[0], stride))
-        elif node.op_type in ("Gemm", "MatMul") and shape is not None and len(shape) == 2:
-            turned = "transB" in settings and settings["transB"].i == 1
-            inputs, outputs = (shape[1], shape[0]) if turned else shape
-            found.append(Layer("Linear", 1, inputs, outputs, 1))
-    return found
 
 
 def _nested(nodes_: "list[NodeProto]") -> list[GraphProto]:

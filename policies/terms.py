@@ -79,6 +79,17 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class Schedule(StrEnum):
+    """How a supernet is founded.
+
+    ``sandwich``: all sizes at once, the largest teaches; ``shrinking``: kinds of genes become elastic in
+    turn.
+    """
+
+    SANDWICH = "sandwich"
+    SHRINKING = "shrinking"
+
+
 class Source(Term):
     """A labelled file that founds a task: an ``.npz`` with arrays ``x`` and ``y``."""
 
@@ -88,7 +99,8 @@ class Source(Term):
 
 
 class Augmentation(Term):
-    """The natural jitter that training may assume; nothing of any drift. What is not named does not jitter."""
+    """The natural jitter that training may assume; nothing of any drift. What is not named does not
+    jitter."""
 
     rotate_deg: float = Field(default=0.0, ge=0.0, le=45.0, description="Images.")
     shift_px: float = Field(default=0.0, ge=0.0, le=8.0, description="Images.")
@@ -210,6 +222,7 @@ class Brief(Term):
     served_p50_ms: float | None = Field(
         default=None, gt=0.0, description="The parent's median on its device, by telemetry."
     )
+    schedule: Schedule = Schedule.SANDWICH
     pseudo_labels: bool = Field(
         default=False, description="Whether a search without labels may trust the parent's own answers."
     )
@@ -241,6 +254,7 @@ class SearchResult(Term):
     """What a search worker hands back, beside the files it names (relative to its output folder)."""
 
     brief: Name
+    seed: int
     winner: Genome
     bundle: Artefact
     state: Artefact

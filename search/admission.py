@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from policies.errors import PermanentError, TamperError
-from policies.terms import Artefact, Brief, TriggerKind
-from policies.wire import digest_bytes, parse_canonical
+from policies.terms import Artefact, Brief, Heirloom, Modality, Precision, TriggerKind
+from policies.wire import canonical, digest_bytes, parse_canonical
 from search.archive import Archive, read_archive
 from search.dataset import Dataset, read_dataset
+from search.profile import Profile, read_profile
 from search.space import Genes, Space, SpaceFactory, to_genes
 
 
@@ -30,15 +32,41 @@ class Parent:
     state: dict[str, Tensor]
     archive: Archive
 
+    def points(self, space: Space) -> Genes:
+        """Return the genomes of its archive; (n, genes)."""
+        rows = [to_genes(space, point.genome) for point in self.archive.points]
+        return np.stack(rows) if rows else np.empty((0, len(space.cardinalities)), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """What an earlier regime left, by its generation."""
+
+    generation: int
+    genes: Genes
+    state: dict[str, Tensor]
+    accuracy: float
+
 
 @dataclass(frozen=True)
 class Admission:
-    """A brief with all that it names, read and checked. ``parent`` is None at founding."""
+    """A brief with all that it names, read and checked.
+
+    Args:
+        brief: The brief.
+        space: Of its task.
+        data: Its rows.
+        parent: None at founding.
+        library: Earlier regimes.
+        profile: What this device costs, where that is known.
+    """
 
     brief: Brief
     space: Space
     data: Dataset
     parent: Parent | None
+    library: tuple[Ancestor, ...]
+    profile: Profile | None
 
 
 def read_brief(path: Path) -> Brief:
@@ -55,7 +83,7 @@ def read_brief(path: Path) -> Brief:
         raise PermanentError(f"expected a brief in {path}, got {error}") from error
 
 
-def admit(brief: Brief, folder: Path, spaces: Mapping[str, SpaceFactory]) -> Admission:
+def admit(brief: Brief, folder: Path, spaces: Mapping[Modality, SpaceFactory]) -> Admission:
     """Read and check all that a brief names.
 
     Args:
@@ -66,17 +94,38 @@ def admit(brief: Brief, folder: Path, spaces: Mapping[str, SpaceFactory]) -> Adm
     Raises:
         PermanentError: Something is not as the brief says.
     """
-    modality = brief.task.modality.value
+    modality = brief.task.modality
     if modality not in spaces:
         raise PermanentError(
-            f"expected a modality among {sorted(spaces)}, got {modality} in {brief.task.name}"
+            f"expected a modality among {', '.join(spaces)}, got {modality} in {brief.task.name}"
         )
-    space = spaces[modality](brief.task)
+    if Precision.FP32 not in brief.precisions:
+        raise PermanentError(
+            f"expected fp32 among the precisions, got {', '.join(brief.precisions)}; supernets learn in fp32"
+        )
+    space = spaces[modality](brief.task, brief.precisions)
     data = read_dataset(
         read_artefact(brief.data, folder), brief.task, split_regimes=brief.kind is TriggerKind.DATA
     )
+    if not data.labelled and brief.kind is TriggerKind.FOUNDING:
+        raise PermanentError("expected labels in the data of a founding search, got none; label some rows")
     parent = None if brief.kind is TriggerKind.FOUNDING else _parent(brief, folder, space)
-    return Admission(brief, space, data, parent)
+    library = tuple(_ancestor(one, folder, space) for one in brief.library)
+    profile = parent.archive.profile if parent else None
+    if brief.profile is not None:
+        profile = read_profile(read_artefact(brief.profile, folder), space)
+    return Admission(brief, space, data, parent, library, profile)
+
+
+def _ancestor(one: Heirloom, folder: Path, space: Space) -> Ancestor:
+    try:
+        genes = to_genes(space, one.genome)
+        state = load(read_artefact(one.state, folder))
+    except (ValueError, SafetensorError) as error:
+        raise PermanentError(
+            f"expected an earlier regime of space {space.name} in generation {one.generation}, got {error}"
+        ) from error
+    return Ancestor(one.generation, genes, state, one.accuracy)
 
 
 def read_artefact(artefact: Artefact, folder: Path) -> bytes:
@@ -110,4 +159,5 @@ def _parent(brief: Brief, folder: Path, space: Space) -> Parent:
     archive = read_archive(read_artefact(brief.parent_archive, folder))
     if archive.space != space.name:
         raise PermanentError(f"expected an archive of space {space.name}, got one of {archive.space}")
+    read_profile(canonical(archive.profile), space)
     return Parent(genes, state, archive)

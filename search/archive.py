@@ -1,4 +1,4 @@
-"""What one search leaves to the next: the Pareto points, and the table of block costs."""
+"""What one search leaves to the next: the Pareto points, and what its device costs."""
 
 from typing import Literal
 
@@ -6,15 +6,16 @@ from pydantic import ValidationError
 
 from policies.errors import TamperError
 from policies.terms import Name, Point, Term
+from search.profile import Profile
 
 
 class Archive(Term):
     """The text of ``archive.json``."""
 
-    format: Literal[1]
+    format: Literal[2]
     space: Name
     points: tuple[Point, ...]
-    table_us: dict[str, float]
+    profile: Profile
 
 
 def read_archive(raw: bytes) -> Archive:
@@ -26,4 +27,7 @@ def read_archive(raw: bytes) -> Archive:
     try:
         return Archive.model_validate_json(raw)
     except ValidationError as error:
-        raise TamperError(f"expected a search archive of format 1, got {error}") from error
+        raise TamperError(
+            f"expected a search archive of format 2, got {error}; if an older version wrote it, found the "
+            "task anew"
+        ) from error

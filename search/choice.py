@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kendalltau
 
-from policies.terms import Evidence, Limits, Point
+from policies.terms import Brief, Evidence, Point
+from search.costs import Costs
 from search.exam import Marks, winners_curse
 from search.explore import Look
 from search.pareto import ranks
 from search.space import Space, to_genome
 
 OLD_ALLOWANCE = 0.02
+_FEWEST_RANKED = 8
 _OLD_WEIGHT = 0.5
 _LATENCY_WEIGHT = 0.005
 _Z95 = 1.959964
@@ -33,13 +35,14 @@ class Finalist:
     bundle: bytes
     measured_ms: float
     distance: int
+    tuned: bool
 
 
-def score(look: Look, marks: Marks, old_before: float | None, scale_ms: float) -> float:
+def score(latency_ms: float, marks: Marks, old_before: float | None, scale_ms: float) -> float:
     """Return what a winner has most of.
 
     Args:
-        look: For its latency, from the table: a measured one would let noise break ties.
+        latency_ms: From the profile: a measured one would let noise break ties.
         marks: Of the exam.
         old_before: Accuracy on old rows that the parent had, in [0, 1]; None without old rows.
         scale_ms: A latency that costs the whole price.
@@ -47,7 +50,7 @@ def score(look: Look, marks: Marks, old_before: float | None, scale_ms: float) -
     lost = 0.0
     if old_before is not None and marks.accuracy_old is not None:
         lost = max(0.0, old_before - OLD_ALLOWANCE - marks.accuracy_old)
-    return marks.accuracy - _OLD_WEIGHT * lost - _LATENCY_WEIGHT * look.latency_ms / scale_ms
+    return marks.accuracy - _OLD_WEIGHT * lost - _LATENCY_WEIGHT * latency_ms / scale_ms
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -65,28 +68,31 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def evidence_of(
-    winner: Finalist, finalists: list[Finalist], looks: list[Look], limits: Limits, rng: np.random.Generator
+    winner: Finalist, finalists: list[Finalist], looks: list[Look], costs: Costs, brief: Brief
 ) -> list[Evidence]:
     """Return the numbers that go with a winner."""
-    marks = winner.marks
+    marks, limits, genes = winner.marks, brief.limits, winner.look.genes[None]
     n = len(marks.new)
     found = [
-        accuracy_evidence("accuracy_search", marks.new),
         Evidence(name="latency_ms", value=winner.measured_ms, unit="ms", n=1, limit=limits.max_p99_ms),
-        _count("params", winner.look.blueprint.params, "parameters", limits.max_params),
-        _count("macs", winner.look.blueprint.macs, "multiply-accumulates", None),
+        Evidence(name="latency_predicted_ms", value=winner.look.latency_ms, unit="ms", n=1),
+        _count("params", costs.params(genes)[0], "parameters", limits.max_params),
+        _count("macs", costs.macs(genes)[0], "multiply-accumulates", None),
         _count("size_bytes", len(winner.bundle), "bytes", limits.max_size_bytes),
+        _count("memory_bytes", costs.memory_bytes(genes)[0], "bytes", None),
+        Evidence(name="energy_mj", value=float(costs.energy_mj(genes)[0]), unit="mJ", n=1),
         _count("edit_distance", winner.distance, "genes", limits.max_edit_distance),
     ]
+    if n:
+        found.append(accuracy_evidence("accuracy_search", marks.new))
+        found.append(_count("tuned", winner.tuned, "yes or no", None))
     if len(marks.old):
         found.append(accuracy_evidence("accuracy_old", marks.old))
-    if len(finalists) > 1:
+    if len(finalists) > 1 and n:
         right = np.stack([finalist.marks.new for finalist in finalists])
+        rng = np.random.default_rng([brief.seed, 13])
         found.append(Evidence(name="winners_curse", value=winners_curse(right, rng), unit="share", n=n))
-    tau = tau_top(looks)
-    if tau is not None:
-        found.append(tau)
-    return found
+    return found + tau_top(looks)
 
 
 def accuracy_evidence(name: str, right: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Evidence:
@@ -101,36 +107,45 @@ def accuracy_evidence(name: str, right: np.ndarray[tuple[int], np.dtype[np.bool_
     )
 
 
-def tau_top(looks: list[Look]) -> Evidence | None:
-    """Return Kendall's tau of guess against exam among the better half of guessed genomes.
+def tau_top(looks: list[Look]) -> list[Evidence]:
+    """Return Kendall's tau of guess against exam: among the best tenth of the guessed, and among all of them.
+
+    A tenth of few is too few to say anything; the best eight stand in then, and ``n`` says so.
 
     Returns:
-        None where fewer than four were guessed, or all are tied: unknown is not zero.
+        Nothing where fewer than four were guessed, or all are tied: unknown is not zero.
     """
     guessed = sorted(
         (look for look in looks if look.predicted is not None),
         key=lambda look: look.marks.accuracy,
         reverse=True,
     )
-    top = guessed[: max(4, (len(guessed) + 1) // 2)]
-    if len(top) < 4:
-        return None
-    tau = float(kendalltau([look.predicted for look in top], [look.marks.accuracy for look in top]).statistic)
-    return None if math.isnan(tau) else Evidence(name="tau_top", value=tau, unit="tau", n=len(top))
+    best = guessed[: max(_FEWEST_RANKED, len(guessed) // 10)]
+    found = []
+    for name, some in (("tau_top", best), ("tau", guessed)):
+        if len(some) < 4:
+            continue
+        tau = float(
+            kendalltau([one.predicted for one in some], [one.marks.accuracy for one in some]).statistic
+        )
+        if not math.isnan(tau):
+            found.append(Evidence(name=name, value=tau, unit="tau", n=len(some)))
+    return found
 
 
-def points(space: Space, looks: list[Look], finalists: list[Finalist]) -> tuple[Point, ...]:
+def points(space: Space, costs: Costs, looks: list[Look], finalists: list[Finalist]) -> tuple[Point, ...]:
     """Return the front of all that was examined, and the finalists; best accuracy first."""
     objectives = np.array([[1 - look.marks.accuracy, look.latency_ms] for look in looks])
     front = [look for look, rank in zip(looks, ranks(objectives), strict=True) if rank == 0]
-    final = {finalist.look.genes.tobytes(): finalist.marks for finalist in finalists}
+    # The supernet's own marks: a later search starts from the supernet, not from a tuned copy.
+    final = {one.look.genes.tobytes(): one.marks for one in finalists if not one.tuned}
     chosen = {look.genes.tobytes(): look for look in [*front, *(one.look for one in finalists)]}
     found = [
         Point(
             genome=to_genome(space, look.genes),
             accuracy=final.get(name, look.marks).accuracy,
             latency_ms=round(look.latency_ms, 5),
-            params=look.blueprint.params,
+            params=int(costs.params(look.genes[None])[0]),
             measured=True,
         )
         for name, look in chosen.items()
@@ -138,17 +153,18 @@ def points(space: Space, looks: list[Look], finalists: list[Finalist]) -> tuple[
     return tuple(sorted(found, key=lambda point: (-point.accuracy, point.latency_ms)))
 
 
-def story(winner: Finalist) -> str:
+def story(winner: Finalist, costs: Costs) -> str:
     """Return a winner in a line, for people."""
     genes = "".join(str(gene) for gene in winner.look.genes)
     marks = winner.marks
+    accuracy = f"accuracy {marks.accuracy:.4f} on {len(marks.new)} rows" if len(marks.new) else "no labels"
     return (
-        f"winner {genes}  accuracy {marks.accuracy:.4f} on {len(marks.new)} rows, "
-        f"{winner.measured_ms:.3f} ms, {winner.look.blueprint.params} parameters, {len(winner.bundle)} bytes"
+        f"winner {genes}  {accuracy}, {winner.measured_ms:.3f} ms, "
+        f"{costs.params(winner.look.genes[None])[0]:.0f} parameters, {len(winner.bundle)} bytes"
     )
 
 
-def _count(name: str, value: int, unit: str, limit: int | None) -> Evidence:
+def _count(name: str, value: float, unit: str, limit: int | None) -> Evidence:
     return Evidence(
         name=name, value=float(value), unit=unit, n=1, limit=None if limit is None else float(limit)
     )

@@ -2,18 +2,24 @@
 
 * ``role`` 0 trains and 1 ranks; ``regime`` 1 is since the change (or founding), 0 is replay.
 * A row of any other role is refused: the gate's rows must never come here.
+* A label of -1 is an unknown one: a search without any new label only refreshes what is there.
 * Too little to learn from, or a single class, is refused before any training.
 """
 
 import io
 import zipfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.errors import PermanentError
-from policies.terms import Task
+from policies.terms import Datatype, Task
+
+UNLABELLED = -1
+
+_DTYPES = {Datatype.UINT8: np.dtype(np.uint8), Datatype.FP32: np.dtype(np.float32)}
 
 MIN_TRAIN_ROWS = 100
 MIN_SEARCH_ROWS = 50
@@ -23,9 +29,9 @@ _ARRAYS = ("x", "y", "role", "regime")
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs (n, h, w) uint8 and labels (n,) int64."""
+    """Inputs (n, ...) as they are served and labels (n,) int64; ``UNLABELLED`` where nobody knows."""
 
-    x: NDArray[np.uint8]
+    x: NDArray[np.generic]
     y: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -49,6 +55,11 @@ class Dataset:
     search_new: Rows
     search_old: Rows
 
+    @property
+    def labelled(self) -> bool:
+        """Tell whether the new rows carry labels; rows without are left out where others have them."""
+        return bool((self.train_new.y != UNLABELLED).any())
+
 
 def read_dataset(raw: bytes, task: Task, *, split_regimes: bool) -> Dataset:
     """Read and check an ``.npz`` of labelled rows.
@@ -61,11 +72,13 @@ def read_dataset(raw: bytes, task: Task, *, split_regimes: bool) -> Dataset:
     Raises:
         PermanentError: The file is not what a search can learn from; the message says why.
     """
-    arrays = _arrays(raw)
-    x, y, role, regime = (arrays[name] for name in _ARRAYS)
-    shape = task.input.shape[1:]
-    if x.dtype != np.uint8 or x.shape[1:] != shape:
-        raise PermanentError(f"expected x of uint8 (n, {shape}) in the data, got {x.dtype} {x.shape}")
+    x, y, role, regime = _arrays(raw)
+    shape, dtype = task.input.shape[1:], _DTYPES[task.input.datatype]
+    if x.dtype != dtype or x.shape[1:] != shape:
+        wanted = ", ".join(map(str, ("n", *shape)))
+        raise PermanentError(f"expected x of {dtype} ({wanted}) in the data, got {x.dtype} {x.shape}")
+    if dtype.kind == "f" and not np.isfinite(x.astype(np.float32)).all():
+        raise PermanentError("expected finite numbers in x of the data, got NaN or infinity; clean the rows")
     if not (len(x) == len(y) == len(role) == len(regime)):
         raise PermanentError(
             f"expected arrays of one length, got x {len(x)}, y {len(y)}, role {len(role)}, "
@@ -76,26 +89,42 @@ def read_dataset(raw: bytes, task: Task, *, split_regimes: bool) -> Dataset:
             f"expected roles 0 (train) and 1 (search) in the data, got {np.unique(role).tolist()}; "
             "rows of other roles must not reach a search"
         )
-    if len(y) and (int(y.min()) < 0 or int(y.max()) >= len(task.classes)):
-        raise PermanentError(
-            f"expected labels in [0, {len(task.classes)}), got {int(y.min())} to {int(y.max())}"
-        )
-    rows = Rows(x.astype(np.uint8), y.astype(np.int64))
+    _check_labels(y, len(task.classes))
+    rows = Rows(x, y.astype(np.int64))
     new = regime == 1 if split_regimes else np.ones(len(y), dtype=np.bool_)
+    known = rows.y != UNLABELLED
+    # Unlabelled rows count only where there is nothing else to go by.
+    there = new & known if (new & known & (role == 0)).any() else new
     data = Dataset(
-        train_new=rows.take(new & (role == 0)),
-        train_old=rows.take(~new & (role == 0)),
-        search_new=rows.take(new & (role == 1)),
-        search_old=rows.take(~new & (role == 1)),
+        train_new=rows.take(there & (role == 0)),
+        train_old=rows.take(~new & known & (role == 0)),
+        search_new=rows.take(there & (role == 1)),
+        search_old=rows.take(~new & known & (role == 1)),
     )
-    _check_enough(data)
+    if data.labelled:
+        _check_enough(data)
+    elif len(data.train_new) < MIN_TRAIN_ROWS:
+        raise PermanentError(
+            f"expected at least {MIN_TRAIN_ROWS} new rows of role train, got {len(data.train_new)}; "
+            "wait for more"
+        )
     return data
 
 
-def _arrays(raw: bytes) -> dict[str, NDArray[np.generic]]:
+def _check_labels(y: NDArray[np.generic], classes: int) -> None:
+    if y.dtype.kind not in "iu":
+        raise PermanentError(f"expected whole numbers as labels, got {y.dtype}")
+    if len(y) and (int(y.min()) < UNLABELLED or int(y.max()) >= classes):
+        raise PermanentError(
+            f"expected labels in [0, {classes}), or {UNLABELLED} where there is none, got "
+            f"{int(y.min())} to {int(y.max())}"
+        )
+
+
+def _arrays(raw: bytes) -> list[NDArray[Any]]:
     try:
         with np.load(io.BytesIO(raw), allow_pickle=False) as file:
-            return {name: file[name] for name in _ARRAYS}
+            return [file[name] for name in _ARRAYS]
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise PermanentError(f"expected an .npz with arrays {', '.join(_ARRAYS)}, got {error}") from error
 

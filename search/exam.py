@@ -1,6 +1,7 @@
 """The exam: how well a subnet really does on the rows of role search.
 
 * Before it is examined, a subnet's batch norms are calibrated: the statistics of another are worthless.
+* A subnet in int8 is quantised as it would ship, and answers through the runtime.
 * It looks at new and at old rows, and keeps which rows were right: luck in choosing the best is measured on
   them (``winners_curse``).
 """
@@ -37,57 +38,42 @@ class Marks:
         return float(self.old.mean()) if len(self.old) else None
 
 
-class Exam:
-    """The same questions for every subnet of one supernet.
+@dataclass(frozen=True)
+class Sheet:
+    """What every subnet is asked.
 
     Args:
-        net: The weights as they are at each call.
-        calibration: (n, 1, h, w) float32 images for the batch norms.
+        calibration: Rows for the batch norms, prepared by the net.
+        raw: Rows as they are served, for the scales of int8; (n, ...).
         new: Rows of role search since the change.
         old: Rows of role search from before it; may be empty.
     """
 
-    def __init__(self, net: Supernet, calibration: Tensor, new: Rows, old: Rows) -> None:
-        self._net = net
-        self._calibration = calibration
-        self._new = new
-        self._old = old
+    calibration: Tensor
+    raw: NDArray[np.generic]
+    new: Rows
+    old: Rows
 
-    def take(self, blueprint: Blueprint) -> Marks:
-        """Calibrate a subnet and examine it."""
-        return self.mark(blueprint, self.calibrate(blueprint))
 
-    def mark(self, blueprint: Blueprint, statistics: Statistics) -> Marks:
-        """Examine a calibrated subnet."""
-        return Marks(
-            new=self._right(blueprint, statistics, self._new),
-            old=self._right(blueprint, statistics, self._old),
-        )
+def mark(net: Supernet, blueprint: Blueprint, statistics: Statistics, new: Rows, old: Rows) -> Marks:
+    """Examine a calibrated subnet in full precision."""
 
-    def calibrate(self, blueprint: Blueprint) -> Statistics:
-        """Return the statistics that the exam uses for a subnet."""
-        return self._net.calibrate(blueprint, self._calibration)
-
-    def _right(self, blueprint: Blueprint, statistics: Statistics, rows: Rows) -> NDArray[np.bool_]:
+    def right(rows: Rows) -> NDArray[np.bool_]:
         if not len(rows):
             return np.zeros(0, dtype=np.bool_)
-        logits, _ = outputs(self._net, blueprint, statistics, rows.x)
+        logits, _ = outputs(net, blueprint, statistics, rows.x)
         return np.asarray(logits.argmax(axis=1) == rows.y)
 
-
-def images(x: NDArray[np.uint8]) -> Tensor:
-    """Return pixels (n, h, w) as the networks see them: (n, 1, h, w) float32 in [0, 1]."""
-    # Multiplied, not divided, as the bundle does it: the two round differently.
-    return torch.from_numpy(np.ascontiguousarray(x)).float().mul(1 / 255)[:, None]
+    return Marks(right(new), right(old))
 
 
 def outputs(
-    net: Supernet, blueprint: Blueprint, statistics: Statistics, x: NDArray[np.uint8]
+    net: Supernet, blueprint: Blueprint, statistics: Statistics, x: NDArray[np.generic]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return logits (n, classes) and embedding (n, d) of a calibrated subnet, without gradients."""
     with torch.no_grad():
         parts = [
-            net.forward(blueprint, images(x[first : first + _BATCH]), statistics)
+            net.forward(blueprint, net.prepare(x[first : first + _BATCH]), statistics)
             for first in range(0, len(x), _BATCH)
         ]
     logits = torch.cat([part[0] for part in parts]).numpy()

@@ -1,46 +1,68 @@
 """The search proper: measure a few genomes, guess the rest, measure where the guess is promising.
 
 * Every round fits a predictor on all that was measured, lets a strategy run over its guesses and the latency
-  table, and examines a handful of the front: half by guessed accuracy, half spread over latency, because a
-  two-objective search otherwise crowds into small networks.
+  table, and examines a handful of the front: half by the guess that its doubt allows, half spread over
+  latency, because a two-objective search otherwise crowds into small networks.
 * A genome beyond the bounds is never examined.
 * The predictor proposes, the exam disposes: only examined genomes can win.
+* A round depends on the seed, its number and what was examined before it, so a search that was broken off
+  goes on as if it had not been.
 
-Source: Wu et al., WeakNAS (2021), for iterated weak predictors; Cummings et al., LINAS (2022).
+Source: Wen et al., WeakNAS (2021), for iterated weak predictors; Cummings et al., LINAS (2022).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from search.blueprint import Blueprint
 from search.bounds import Bounds
 from search.budget import Budget
 from search.crew import Crew
-from search.exam import Exam, Marks
+from search.exam import Marks
+from search.examiner import Examiner
 from search.pareto import Objectives, ranks, survivors
 from search.predictor import Predictor
 from search.space import Genes, Space
-from search.strategy import StrategyFactory
+from search.strategy import Strategy, StrategyFactory
 
 Report = Callable[[int, int, str], None]
 
-_GENERATIONS = 12
-_POPULATION = 48
-_ROUND = 6
+GENERATIONS = 16
+POPULATION = 128
+_ROUND = 8
 _BEYOND = 10.0
 
 
 @dataclass(frozen=True)
 class Look:
-    """One genome that was examined."""
+    """One genome that was examined; ``predicted`` is the guess that led to it, None for a seed."""
 
     genes: Genes
-    blueprint: Blueprint
     marks: Marks
     latency_ms: float
     predicted: float | None
+
+
+class Guess:
+    """Both objectives of genomes nobody has examined."""
+
+    def __init__(self, space: Space, bounds: Bounds, predictor: Predictor) -> None:
+        self._space = space
+        self._bounds = bounds
+        self._predictor = predictor
+
+    def accuracy(self, genes: Genes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return guessed accuracy and its doubt; each (n,)."""
+        return self._predictor.predict(self._space.encode(genes))
+
+    def objectives(self, genes: Genes) -> Objectives:
+        """Return (n, 2): the error that the guess fears, and milliseconds."""
+        mean, doubt = self.accuracy(genes)
+        violation = self._bounds.violation(genes)
+        beyond = np.where(violation > 0, _BEYOND + violation, 0.0)
+        return np.column_stack([1 - mean + doubt + beyond, self._bounds.costs.latency_ms(genes) + beyond])
 
 
 class Explorer:
@@ -48,40 +70,54 @@ class Explorer:
 
     Args:
         space: Where it looks.
-        exam: What it asks.
+        examiner: What it asks.
         bounds: What it must meet.
         strategy: How it moves over guesses.
         reference: (genes,) what inactive genes are set to.
-        rng: Source of randomness.
+        seed: Of all chance.
         crew: To compute with.
     """
 
     def __init__(
         self,
         space: Space,
-        exam: Exam,
+        examiner: Examiner,
         bounds: Bounds,
         strategy: StrategyFactory,
         reference: Genes,
-        rng: np.random.Generator,
+        seed: int,
         crew: Crew,
     ) -> None:
         self._space = space
-        self._exam = exam
+        self._examiner = examiner
         self._bounds = bounds
         self._strategy = strategy
         self._reference = reference
-        self._rng = rng
+        self._seed = seed
         self._crew = crew
-        self._guessed: set[bytes] = set()
-        self.looks: dict[bytes, Look] = {}
+        self._guessed = np.empty(0, dtype=np.int64)
+        self.rounds = 0
+        self.looks: dict[int, Look] = {}
 
     @property
     def architectures(self) -> int:
         """Return how many genomes were guessed at or examined."""
-        return len(self._guessed | self.looks.keys())
+        return len(np.union1d(self._guessed, np.fromiter(self.looks, dtype=np.int64)))
 
-    def explore(self, seeds: Genes, n: int, budget: Budget, share: float, report: Report) -> list[Look]:
+    @property
+    def guessed(self) -> NDArray[np.int64]:
+        """Return the names of all genomes that were guessed at."""
+        return self._guessed
+
+    def resume(self, looks: Sequence[Look], rounds: int, guessed: NDArray[np.int64]) -> None:
+        """Take up a search where it was broken off."""
+        self.looks = {self._name(look.genes): look for look in looks}
+        self.rounds = rounds
+        self._guessed = guessed
+
+    def explore(
+        self, seeds: Genes, n: int, budget: Budget, share: float, report: Report, keep: Callable[[], None]
+    ) -> list[Look]:
         """Examine up to ``n`` genomes: the seeds first, then what the guesses propose.
 
         Args:
@@ -90,55 +126,63 @@ class Explorer:
             budget: Of the whole search.
             share: Of it that may be gone at the end.
             report: Told after every round.
+            keep: Called after every round, to keep what there is.
         """
-        report(0, n, "search: the seeds")
-        seeds = self._space.normal(seeds, self._reference)
-        self._look([(row, None) for row in seeds[self._bounds.violation(seeds) == 0]])
+        report(len(self.looks), n, "search: the seeds")
+        if not self.looks:
+            seeds = self._space.normal(seeds, self._reference)
+            self._look([(row, None) for row in seeds[self._bounds.violation(seeds) == 0]])
+            keep()
         while len(self.looks) < n and not budget.stop("search", share):
             chosen = self._shortlist(min(_ROUND, n - len(self.looks)))
             if not chosen:
                 break
             self._look(chosen)
             report(len(self.looks), n, f"search: {self.architectures} architectures guessed at")
+            keep()
         return list(self.looks.values())
 
+    def _name(self, row: Genes) -> int:
+        return int(self._space.names(row[None])[0])
+
     def _look(self, chosen: Sequence[tuple[Genes, float | None]]) -> None:
-        fresh = {row.tobytes(): (row, guess) for row, guess in chosen if row.tobytes() not in self.looks}
-        blueprints = [self._space.blueprint(row) for row, _ in fresh.values()]
-        marks = self._crew.map(self._exam.take, blueprints)
-        for (name, (row, guess)), blueprint, mark in zip(fresh.items(), blueprints, marks, strict=True):
-            latency = self._bounds.latency.predict_ms(blueprint)
-            self.looks[name] = Look(row, blueprint, mark, latency, guess)
+        fresh = {self._name(row): (row, guess) for row, guess in chosen if self._name(row) not in self.looks}
+        rows = [row for row, _ in fresh.values()]
+        marks = self._crew.map(self._examiner.examine, rows)
+        latency = self._bounds.costs.latency_ms(np.stack(rows)) if rows else np.empty(0)
+        for (name, (row, guess)), mark, ms in zip(fresh.items(), marks, latency, strict=True):
+            self.looks[name] = Look(row, mark, float(ms), guess)
 
     def _shortlist(self, n: int) -> list[tuple[Genes, float | None]]:
+        rng = np.random.default_rng([self._seed, 6, self.rounds])
+        self.rounds += 1
         looked = list(self.looks.values())
         genes = np.stack([look.genes for look in looked])
         values = np.array([look.marks.accuracy for look in looked])
-        predictor = Predictor(self._space.encode(genes), values, self._rng)
-        strategy = self._strategy(self._space, self._rng, genes, self._reference)
-        asked = []
-        for _ in range(_GENERATIONS):
-            population = strategy.ask(_POPULATION)
-            strategy.tell(population, self._objectives(predictor, population))
-            asked.append(population)
-        pool = np.unique(np.concatenate(asked), axis=0)
-        self._guessed |= {row.tobytes() for row in pool}
-        fresh = np.array([row.tobytes() not in self.looks for row in pool])
-        pool = pool[fresh]
-        pool = pool[self._bounds.violation(pool) == 0] if len(pool) else pool
-        if not len(pool):
+        guess = Guess(self._space, self._bounds, Predictor(self._space.encode(genes), values, rng))
+        strategy = self._strategy(self._space, rng, genes, self._reference)
+        asked, objectives = evolve(strategy, guess, GENERATIONS, POPULATION)
+        names, first = np.unique(self._space.names(asked), return_index=True)
+        self._guessed = np.union1d(self._guessed, names)
+        fresh = ~np.isin(names, np.fromiter(self.looks, dtype=np.int64))
+        first = first[fresh & (objectives[first, 1] < _BEYOND)]
+        if not len(first):
             return []
-        mean, _ = predictor.predict(self._space.encode(pool))
-        chosen = spread(self._objectives(predictor, pool), n)
-        return [(pool[index], float(mean[index])) for index in chosen]
+        chosen = first[spread(objectives[first], n)]
+        mean, _ = guess.accuracy(asked[chosen])
+        return [(row, float(value)) for row, value in zip(asked[chosen], mean, strict=True)]
 
-    def _objectives(self, predictor: Predictor, genes: Genes) -> Objectives:
-        """Return (n, 2): the error that the guess fears, and milliseconds."""
-        mean, doubt = predictor.predict(self._space.encode(genes))
-        latency = [self._bounds.latency.predict_ms(self._space.blueprint(row)) for row in genes]
-        violation = self._bounds.violation(genes)
-        beyond = np.where(violation > 0, _BEYOND + violation, 0.0)
-        return np.column_stack([1 - mean + doubt + beyond, np.array(latency) + beyond])
+
+def evolve(strategy: Strategy, guess: Guess, generations: int, population: int) -> tuple[Genes, Objectives]:
+    """Let a strategy run over guesses; return all that it asked for, with the answers."""
+    asked, answers = [], []
+    for _ in range(generations):
+        genes = strategy.ask(population)
+        objectives = guess.objectives(genes)
+        strategy.tell(genes, objectives)
+        asked.append(genes)
+        answers.append(objectives)
+    return np.concatenate(asked), np.concatenate(answers)
 
 
 def spread(objectives: Objectives, n: int) -> list[int]:

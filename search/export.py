@@ -1,152 +1,100 @@
-"""The ONNX bundle: a subnet as one file, written node by node.
+"""The ONNX bundle: a subnet as one file, with the text that says what it is.
 
-* Batch norms are folded into their convolutions; preprocessing is inside, so that what is judged is served.
-* Plain operators only, opset and ir version fixed, no dates, no random names: equal weights, equal bytes.
-* Its metadata (``policies.bundle.BundleMeta``) carries goldens that the unfolded network computed, so that
-  a mistake in folding or in writing shows when the file is run.
-
-Writing nodes costs about 5 ms; tracing through an exporter costs hundreds (measured, see facts).
+* Its metadata (``policies.bundle.BundleMeta``) carries goldens. In full precision they are what the unfolded
+  network computed, so that a mistake in folding or in writing shows when the file is run. A quantised network
+  is another function than the trained one; its goldens are what its own graph gives, and what it lost against
+  the trained one is said in the evidence (``int8_agreement``).
+* Equal weights, equal bytes.
 """
 
 import base64
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
-from policies.bundle import KEY, OPSET, BundleMeta, Golden
-from policies.terms import Brief, Datatype, Genome, TensorSpec
+from policies.bundle import KEY, BundleMeta, Golden
+from policies.terms import Brief, Datatype, Genome, Precision, TensorSpec
 from policies.wire import canonical
-from search.blueprint import Block, Blueprint, Conv
+from search.blueprint import Blueprint, Entry
+from search.exam import outputs
+from search.graph import Weights, network_model, row_shape
+from search.quantise import quantised
+from search.runtime import run_bundle
+from search.supernet import Statistics, Supernet
 
-IR_VERSION = 10
 GOLDEN_ROWS = 8
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A subnet's numbers: (weight, bias) of every convolution in order, and of the classifier."""
+class Subnet:
+    """A calibrated subnet: all that its bytes depend on, but the text."""
 
-    convs: tuple[tuple[Array, Array], ...]
-    classifier: tuple[Array, Array]
-
-
-class _Graph:
-    """Nodes and constants, named by their place; a prefix keeps them apart from a task's own names."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
-        return output
-
-    def conv(self, conv: Conv, weights: tuple[Array, Array], x: str, name: str) -> str:
-        inputs = [
-            x,
-            self.constant(f"{name}.weight", weights[0]),
-            self.constant(f"{name}.bias", weights[1]),
-        ]
-        pad = conv.kernel // 2
-        y = self.node(
-            "Conv",
-            inputs,
-            f"{name}.conv",
-            kernel_shape=[conv.kernel, conv.kernel],
-            strides=[conv.stride, conv.stride],
-            pads=[pad, pad, pad, pad],
-        )
-        return self.node("Relu", [y], f"{name}.relu") if conv.relu else y
-
-    def block(self, block: Block, weights: list[tuple[Array, Array]], x: str, name: str) -> str:
-        y = x
-        for index, (conv, pair) in enumerate(zip(block.convs, weights, strict=True)):
-            y = self.conv(conv, pair, y, f"{name}.{index}")
-        return self.node("Add", [x, y], f"{name}.add") if block.residual else y
-
-    def model(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
-        graph = helper.make_graph(self.nodes, "instar", inputs, outputs, initializer=self.constants)
-        return helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
-            producer_name="instar",
-        )
+    net: Supernet
+    blueprint: Blueprint
+    statistics: Statistics
 
 
-def network_model(blueprint: Blueprint, weights: Weights, input_name: str) -> onnx.ModelProto:
-    """Return the whole network, from UINT8 pixels to logits and embedding, without metadata."""
-    graph = _Graph()
-    x = graph.node("Cast", [input_name], "instar.pixels", to=TensorProto.FLOAT)
-    x = graph.node(
-        "Mul", [x, graph.constant("instar.unit", np.array(1 / 255, dtype=np.float32))], "instar.scaled"
+def weights_of(subnet: Subnet) -> Weights:
+    """Return a subnet's numbers as they ship."""
+    net = subnet.net
+    mean, factor = net.standard()
+    weight, bias = net.classifier(subnet.blueprint.classifier)
+    return Weights(
+        convs=tuple(
+            (one.contiguous().numpy(), other.numpy())
+            for one, other in (net.folded(conv, subnet.statistics) for conv in subnet.blueprint.convs)
+        ),
+        squeezes=tuple(
+            ((a.detach().numpy(), b.detach().numpy()), (c.detach().numpy(), d.detach().numpy()))
+            for (a, b), (c, d) in (
+                net.squeezed(block.squeeze) for block in subnet.blueprint.blocks if block.squeeze is not None
+            )
+        ),
+        classifier=(weight.detach().numpy(), bias.detach().numpy()),
+        standard=(mean.numpy(), factor.numpy()),
     )
-    x = graph.node(
-        "Unsqueeze", [x, graph.constant("instar.channel", np.array([1], dtype=np.int64))], "instar.image"
-    )
-    rest = list(weights.convs)
-    for index, block in enumerate(blueprint.blocks):
-        count = len(block.convs)
-        x = graph.block(block, rest[:count], x, f"instar.block{index}")
-        rest = rest[count:]
-    x = graph.node("GlobalAveragePool", [x], "instar.pooled")
-    x = graph.node("Flatten", [x], "embedding", axis=1)
-    weight, bias = weights.classifier
-    parts = [
-        x,
-        graph.constant("instar.classifier.weight", weight),
-        graph.constant("instar.classifier.bias", bias),
-    ]
-    graph.node("Gemm", parts, "logits", transB=1)
-    pixels = helper.make_tensor_value_info(
-        input_name, TensorProto.UINT8, ["batch", blueprint.height, blueprint.width]
-    )
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", blueprint.classes])
-    embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", blueprint.embedding])
-    return graph.model([pixels], [logits, embedding])
 
 
-def block_model(block: Block, rng: np.random.Generator) -> onnx.ModelProto:
-    """Return one block alone with random weights, to be timed."""
-    graph = _Graph()
-    pairs = [random_pair(conv, rng) for conv in block.convs]
-    graph.node("Identity", [graph.block(block, pairs, "x", "block")], "y")
-    first, last = block.convs[0], block.convs[-1]
-    shape = [1, first.inputs, first.height * first.stride, first.width * first.stride]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, last.outputs, "height", "width"])
-    return graph.model([x], [y])
+def model_of(subnet: Subnet, input_name: str, rows: NDArray[np.generic]) -> onnx.ModelProto:
+    """Return a subnet's graph without metadata, in the precision of its blueprint.
+
+    Args:
+        subnet: The subnet.
+        input_name: Of the task.
+        rows: (n, ...) raw rows that decide the scales of int8.
+    """
+    model = network_model(subnet.blueprint, weights_of(subnet), input_name)
+    return quantised(model, rows) if subnet.blueprint.precision is Precision.INT8 else model
 
 
-def random_weights(blueprint: Blueprint, rng: np.random.Generator) -> Weights:
-    """Return weights of the right shapes, for a network that is only timed or weighed."""
-    classifier = rng.standard_normal((blueprint.classes, blueprint.embedding)).astype(np.float32)
-    pairs = tuple(random_pair(conv, rng) for conv in blueprint.convs)
-    return Weights(pairs, (classifier, np.zeros(blueprint.classes, dtype=np.float32)))
+def bundle_of(
+    subnet: Subnet, brief: Brief, genome: Genome, clean: NDArray[np.generic], rows: NDArray[np.generic]
+) -> bytes:
+    """Return the file.
 
+    Args:
+        subnet: The subnet.
+        brief: For the text.
+        genome: For the text.
+        clean: (``GOLDEN_ROWS``, ...) rows as they are served.
+        rows: As in ``model_of``.
+    """
+    model = model_of(subnet, brief.task.input.name, rows)
+    odd = probes(subnet.blueprint.entry, np.random.default_rng([brief.seed, 5]))
+    int8 = subnet.blueprint.precision is Precision.INT8
+    raw = model.SerializeToString(deterministic=True)
 
-def random_pair(conv: Conv, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return one convolution's weight and bias at a natural scale (tiny numbers would be timed wrongly)."""
-    fan_in = conv.inputs * conv.kernel**2
-    weight = rng.standard_normal((conv.outputs, conv.inputs, conv.kernel, conv.kernel)) / np.sqrt(fan_in)
-    return weight.astype(np.float32), np.zeros(conv.outputs, dtype=np.float32)
+    def answers(x: NDArray[np.generic]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return run_bundle(raw, x) if int8 else outputs(subnet.net, subnet.blueprint, subnet.statistics, x)
 
-
-def bundle_bytes(model: onnx.ModelProto, meta: BundleMeta) -> bytes:
-    """Return the file: the network with its metadata."""
+    goldens = (golden("clean", clean, *answers(clean)), golden("probe", odd, *answers(odd)))
+    meta = bundle_meta(brief, genome, subnet.blueprint, goldens)
     helper.set_model_props(model, {KEY: canonical(meta).decode()})
-    raw: bytes = model.SerializeToString(deterministic=True)
-    return raw
+    done: bytes = model.SerializeToString(deterministic=True)
+    return done
 
 
 def bundle_meta(
@@ -173,9 +121,9 @@ def bundle_meta(
 
 
 def golden(
-    kind: str, x: NDArray[np.uint8], logits: NDArray[np.float32], embedding: NDArray[np.float32]
+    kind: str, x: NDArray[np.generic], logits: NDArray[np.float32], embedding: NDArray[np.float32]
 ) -> Golden:
-    """Return inputs (n, h, w) and the outputs that the unfolded network gave for them."""
+    """Return inputs (n, ...) and the outputs that belong to them."""
     return Golden(
         kind="clean" if kind == "clean" else "probe",
         rows=len(x),
@@ -185,20 +133,24 @@ def golden(
     )
 
 
-def probes(height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return eight inputs that no camera takes: constants, extremes, a checkerboard, ramps, noise."""
-    down, across = np.mgrid[0:height, 0:width]
-    images = [
-        np.zeros((height, width)),
-        np.full((height, width), 255),
-        np.full((height, width), 128),
-        (down + across) % 2 * 255,
-        down * 255 // (height - 1),
-        across * 255 // (width - 1),
-        rng.integers(0, 256, (height, width)),
-        (rng.random((height, width)) < 0.02) * 255,
+def probes(entry: Entry, rng: np.random.Generator) -> NDArray[np.generic]:
+    """Return eight rows that nothing real looks like: constants, extremes, a checkerboard, ramps, noise."""
+    shape = row_shape(entry)
+    low, high = (0.0, 255.0) if entry.layout.pixels else (-8.0, 8.0)
+    places = np.indices(shape)
+    ramps = [axis / max(1, size - 1) for axis, size in zip(places, shape, strict=True)]
+    shares = [
+        np.zeros(shape),
+        np.ones(shape),
+        np.full(shape, 0.5),
+        places.sum(axis=0) % 2,
+        ramps[0],
+        ramps[-1],
+        rng.random(shape),
+        rng.random(shape) < 0.02,
     ]
-    return np.stack(images).astype(np.uint8)
+    values = low + np.stack(shares) * (high - low)
+    return values.astype(np.uint8 if entry.layout.pixels else np.float32)
 
 
 def _base64(array: NDArray[np.generic]) -> str:

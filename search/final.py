@@ -1,124 +1,196 @@
-"""The final: the best that was examined, exported as it would ship, and measured as that.
+"""The final: the best that was examined, halved by more questions, tuned, exported and measured as it ships.
 
-* A finalist is calibrated on more rows than in the search, examined again, exported and timed.
-* Only one whose file and timing meet the limits can win.
+* Everybody who enters is calibrated on more rows than in the search, and examined again on half of the rows;
+  the better half goes on, and answers all of them.
+* The best two are tuned alone for a short while, in copies: the supernet stays as it is. A tuned one stands
+  beside the untuned, and must win by itself.
+* Who is left is exported and timed. Only one whose file and timing meet the limits can win.
+
+Source: Jamieson and Talwalkar, Non-stochastic best arm identification (2016), for halving.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from policies.errors import PermanentError
-from policies.terms import Brief
-from search import choice, export, latency
-from search.bounds import MEDIAN_OF_P99, Bounds
+from search import choice, plan
+from search.batches import Batches
+from search.bounds import MEDIAN_OF_P99
+from search.budget import steps
 from search.choice import Finalist
 from search.dataset import Rows
-from search.exam import Exam, outputs
+from search.desk import Desk
+from search.exam import Marks
+from search.examiner import Examiner
 from search.explore import Look
-from search.latency import Clock
-from search.space import Space, to_genome
-from search.supernet import Statistics, Supernet
+from search.export import GOLDEN_ROWS, Subnet, bundle_of
+from search.pace import BATCH
+from search.runtime import round_robin_ms, session
+from search.space import Genes, to_genome
+from search.training import Course, Pupil
 
-_FINALISTS = 5
+_ENTRANTS = 8
+_FINALISTS = 4
+_TUNED = 2
+_TUNE_RATE = 0.02
+_TUNE_SHARE = 0.05
+"""Share of the whole budget that tuning one finalist may take."""
+
+_MOST_TUNE_STEPS = 400
+_ROUNDS, _ROUND_RUNS = 5, 30
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    """Someone in the final: a calibrated subnet and how it did."""
+
+    look: Look
+    subnet: Subnet
+    marks: Marks
+    tuned: bool
 
 
 class Final:
     """Holds one final.
 
     Args:
-        brief: Of the search.
-        space: Of all looks.
-        rows: New rows of role search; some become goldens.
-        net: The trained weights.
-        bounds: What a winner must meet.
+        desk: Of the search.
+        memory: (old rows, classes) what the parent says of old rows; None without.
     """
 
-    def __init__(self, brief: Brief, space: Space, rows: Rows, net: Supernet, bounds: Bounds) -> None:
-        self._brief = brief
-        self._space = space
-        self._rows = rows
-        self._net = net
-        self._bounds = bounds
+    def __init__(self, desk: Desk, memory: Tensor | None) -> None:
+        self._desk = desk
+        self._memory = memory
+        self._examiner = desk.examiner(plan.FINAL_CALIBRATION_ROWS)
+        self._report = desk.reporter("final")
 
-    def hold(
-        self,
-        exam: Exam,
-        looks: list[Look],
-        old_before: float | None,
-        clock: Clock,
-        report: Callable[[int, int, str], None],
-    ) -> list[Finalist]:
+    def hold(self, looks: list[Look], *, tune: bool) -> list[Finalist]:
         """Return the finalists, measured.
 
         Args:
-            exam: With the calibration that ships.
             looks: All that was examined.
-            old_before: Accuracy on old rows that the parent had, in [0, 1].
-            clock: For timing.
-            report: Told before each.
+            tune: Whether the best two are trained on.
         """
         scale = max(look.latency_ms for look in looks)
-        ordered = sorted(looks, key=lambda look: -choice.score(look, look.marks, old_before, scale))
-        finalists = []
-        for index, look in enumerate(ordered[:_FINALISTS]):
-            report(index, _FINALISTS, "final: exporting and timing finalists")
-            finalists.append(self._measure(exam, look, clock))
-        return finalists
+        ordered = sorted(looks, key=lambda look: -self._score(look, look.marks, scale))[:_ENTRANTS]
+        self._report(0, len(ordered), "final: halving")
+        left = self._halved(ordered, scale)
+        if tune:
+            left += [self._tuned(entrant) for entrant in left[:_TUNED]]
+        self._report(len(ordered), len(ordered), "final: exporting and timing finalists")
+        return self._measured(left)
 
-    def winner(self, finalists: list[Finalist], old_before: float | None) -> Finalist:
+    def one(self, subnet: Subnet, genes: Genes) -> Finalist:
+        """Return a single subnet as a finalist, without any marks."""
+        nothing = np.zeros(0, dtype=np.bool_)
+        look = Look(genes, Marks(nothing, nothing), float(self._desk.costs.latency_ms(genes[None])[0]), None)
+        return self._measured([_Entrant(look, subnet, look.marks, tuned=False)])[0]
+
+    def winner(self, finalists: list[Finalist]) -> Finalist:
         """Return the best finalist that meets the limits.
 
         Raises:
             PermanentError: None does.
         """
+        limits = self._desk.brief.limits
         fit = [finalist for finalist in finalists if self._fits(finalist)]
         if not fit:
             raise PermanentError(
-                f"expected a finalist within {self._brief.limits.max_size_bytes} bytes and a median of "
-                f"{self._brief.limits.max_p99_ms * MEDIAN_OF_P99:.3g} ms, got "
+                f"expected a finalist within {limits.max_size_bytes} bytes and a median of "
+                f"{limits.max_p99_ms * MEDIAN_OF_P99:.3g} ms, got "
                 f"{[(len(one.bundle), round(one.measured_ms, 3)) for one in finalists]}; "
                 "widen the limits, or search again on a quieter machine"
             )
         scale = max(one.look.latency_ms for one in finalists)
-        return max(fit, key=lambda one: choice.score(one.look, one.marks, old_before, scale))
+        return max(fit, key=lambda one: self._score(one.look, one.marks, scale))
 
-    def _measure(self, exam: Exam, look: Look, clock: Clock) -> Finalist:
-        statistics = exam.calibrate(look.blueprint)
-        bundle = self._bundle(look, statistics)
-        parent = self._bounds.parent
-        return Finalist(
-            look=look,
-            marks=exam.mark(look.blueprint, statistics),
-            bundle=bundle,
-            measured_ms=latency.time_bundle(bundle, self._rows.x[:1], clock),
-            # As the law counts it: in all genes, also the inactive ones, which are the parent's.
-            distance=0 if parent is None else int((look.genes != parent).sum()),
+    def _score(self, look: Look, marks: Marks, scale_ms: float) -> float:
+        return choice.score(look.latency_ms, marks, self._desk.record.old_before, scale_ms)
+
+    def _halved(self, entrants: list[Look], scale: float) -> list[_Entrant]:
+        """Return the better half after half of the rows, with their marks on all rows, best first."""
+        sheet = self._examiner.sheet
+        subnets = self._desk.crew.map(self._examiner.calibrated, [look.genes for look in entrants])
+        half = Examiner(
+            self._desk.space,
+            self._desk.net,
+            type(sheet)(sheet.calibration, sheet.raw, _every_second(sheet.new), _every_second(sheet.old)),
+            self._desk.brief.task.input.name,
         )
+        first = self._desk.crew.map(half.judge, subnets)
+        order = sorted(
+            range(len(entrants)), key=lambda index: -self._score(entrants[index], first[index], scale)
+        )[:_FINALISTS]
+        marks = self._desk.crew.map(self._examiner.judge, [subnets[index] for index in order])
+        left = [
+            _Entrant(entrants[index], subnets[index], mark, tuned=False)
+            for index, mark in zip(order, marks, strict=True)
+        ]
+        return sorted(left, key=lambda one: -self._score(one.look, one.marks, scale))
+
+    def _tuned(self, entrant: _Entrant) -> _Entrant:
+        """Train one subnet on alone, in a copy of the net."""
+        desk, blueprint = self._desk, entrant.subnet.blueprint
+        profile = desk.costs.profile
+        cost = profile.seconds_per_net + BATCH * blueprint.macs * profile.seconds_per_mac
+        count = min(steps(_TUNE_SHARE * desk.budget.total_s, cost), _MOST_TUNE_STEPS)
+        net, data, seed = desk.net.twin(), desk.data, desk.brief.seed
+        augmentation = desk.brief.task.augmentation
+        batches = Batches(
+            net,
+            data.train_new,
+            data.train_old,
+            self._memory,
+            desk.entry.layout,
+            augmentation,
+            BATCH,
+            seed + 1,
+        )
+        course = Course("tune", count, 0, _TUNE_RATE, 0.98)
+        Pupil(net, batches, lambda _: (blueprint,), course, desk.crew).train(
+            desk.budget, desk.reporter("tune"), lambda _: None
+        )
+        with torch.no_grad():
+            subnet = Subnet(net, blueprint, net.calibrate(blueprint, self._examiner.sheet.calibration))
+        return _Entrant(entrant.look, subnet, self._examiner.judge(subnet), tuned=True)
+
+    def _measured(self, entrants: list[_Entrant]) -> list[Finalist]:
+        """Export and time all of them in turn, so that a busy moment hits each."""
+        desk, sheet = self._desk, self._examiner.sheet
+        rows = desk.data.search_new
+        clean = rows.some(GOLDEN_ROWS, np.random.default_rng([desk.brief.seed, 5])).x
+        bundles = [
+            bundle_of(one.subnet, desk.brief, to_genome(desk.space, one.look.genes), clean, sheet.raw)
+            for one in entrants
+        ]
+        feed = {desk.brief.task.input.name: rows.x[:1]}
+        sessions = [session(raw) for raw in bundles]
+        times = round_robin_ms(sessions, [feed] * len(sessions), _ROUNDS, _ROUND_RUNS, desk.tools.clock)
+        parent = desk.bounds.parent
+        return [
+            Finalist(
+                look=one.look,
+                marks=one.marks,
+                bundle=raw,
+                measured_ms=float(ms),
+                # As the law counts it: in all genes, also the inactive ones, which are the parent's.
+                distance=0 if parent is None else int((one.look.genes != parent).sum()),
+                tuned=one.tuned,
+            )
+            for one, raw, ms in zip(entrants, bundles, times, strict=True)
+        ]
 
     def _fits(self, finalist: Finalist) -> bool:
-        limits = self._brief.limits
+        limits = self._desk.brief.limits
         small = len(finalist.bundle) <= limits.max_size_bytes
         # Only the hard limit is asked of a timing on a loaded machine; the table has kept the relative one.
         fast = finalist.measured_ms <= limits.max_p99_ms * MEDIAN_OF_P99
-        near = self._bounds.parent is None or finalist.distance <= limits.max_edit_distance
+        near = self._desk.bounds.parent is None or finalist.distance <= limits.max_edit_distance
         return small and fast and near
 
-    def _bundle(self, look: Look, statistics: Statistics) -> bytes:
-        blueprint, net = look.blueprint, self._net
-        rng = np.random.default_rng([self._brief.seed, 5])
-        clean = self._rows.some(export.GOLDEN_ROWS, rng).x
-        probes = export.probes(blueprint.height, blueprint.width, rng)
-        goldens = (
-            export.golden("clean", clean, *outputs(net, blueprint, statistics, clean)),
-            export.golden("probe", probes, *outputs(net, blueprint, statistics, probes)),
-        )
-        pairs = [net.folded(conv, statistics) for conv in blueprint.convs]
-        weight, bias = net.classifier()
-        weights = export.Weights(
-            tuple((one.contiguous().numpy(), other.numpy()) for one, other in pairs),
-            (weight.numpy(), bias.numpy()),
-        )
-        meta = export.bundle_meta(self._brief, to_genome(self._space, look.genes), blueprint, goldens)
-        model = export.network_model(blueprint, weights, self._brief.task.input.name)
-        return export.bundle_bytes(model, meta)
+
+def _every_second(rows: Rows) -> Rows:
+    return rows.take(np.arange(0, len(rows), 2))

@@ -7,6 +7,7 @@ takes no part in the loop. CASE is the JSON of an ``OracleCase``, paths relative
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,25 @@ from pydantic import Field
 from safetensors.torch import load
 
 from policies.errors import PermanentError
-from policies.terms import Genome, Task, Term
+from policies.terms import Genome, Precision, Task, Term
 from policies.wire import canonical
-from search import plan, training
+from search import plan
+from search.batches import Batches
+from search.blueprint import Blueprint
 from search.budget import Budget, steps
 from search.crew import Crew
 from search.dataset import Rows
-from search.exam import Exam, images
+from search.exam import mark
+from search.pace import BATCH, pace
 from search.progress import write_whole
-from search.space import to_genes
+from search.space import Space, to_genes
 from search.spaces import BUILTIN
 from search.supernet import Supernet
+from search.training import Course, Pupil
 
 _RATE = 0.1
 _OVERHEAD_S = 4.0
+_MARGIN = 1.25
 
 
 class OracleCase(Term):
@@ -35,7 +41,7 @@ class OracleCase(Term):
 
     task: Task
     genome: Genome
-    train: str = Field(description="npz with x (n, h, w) uint8 and y (n,)")
+    train: str = Field(description="npz with x (n, ...) and y (n,)")
     test: str
     budget_cpu_s: float = Field(gt=0.0)
     seed: int = Field(ge=0)
@@ -59,19 +65,22 @@ def consult(case: OracleCase, folder: Path, budget: Budget) -> OracleResult:
         PermanentError: The task or a file does not fit, or the budget leaves no step.
         ValueError: The genome is not of the task's space.
     """
-    space = BUILTIN[case.task.modality.value](case.task)
+    space = BUILTIN[case.task.modality](case.task, (Precision.FP32,))
     blueprint = space.blueprint(to_genes(space, case.genome))
-    net = Supernet(space.blueprint(space.largest), case.seed)
+    full = replace(blueprint, precision=Precision.FP32)
+    net = Supernet(space.shapes(), space.entries()[0], case.seed)
+    train, test = _rows(folder / case.train), _rows(folder / case.test)
+    net.standardise(train.x)
     if case.state is not None:
         net.load(load((folder / case.state).read_bytes()))
-    train, test = _rows(folder / case.train), _rows(folder / case.test)
     nothing = train.take(np.zeros(0, dtype=np.int64))
-    cost = training.step_cost_s((blueprint,), plan.BATCH)
-    count = steps(budget.total_s - _OVERHEAD_S, cost)
-    course = training.Course("oracle", count, 0, _RATE, 1.0)
-    stream = training.batches(train, nothing, plan.BATCH, case.task.augmentation, case.seed)
+    count = steps(budget.total_s - _OVERHEAD_S, _step_s(space, full, case.seed))
+    course = Course("oracle", count, 0, _RATE, 1.0)
+    layout = space.entries()[0].layout
+    batches = Batches(net, train, nothing, None, layout, case.task.augmentation, BATCH, case.seed)
     crew = Crew(1)  # One subnet a step leaves nothing to share out.
-    taken = training.train(net, stream, lambda _: (blueprint,), course, budget, lambda *_: None, crew)
+    pupil = Pupil(net, batches, lambda _: (full,), course, crew)
+    taken = pupil.train(budget, lambda *_: None, lambda _: None)
     crew.close()
     if taken == 0:
         raise PermanentError(
@@ -79,21 +88,27 @@ def consult(case: OracleCase, folder: Path, budget: Budget) -> OracleResult:
             f"{budget.used_s:.1f} CPU-s of preparation; raise budget_cpu_s"
         )
     calibration = train.some(plan.FINAL_CALIBRATION_ROWS, np.random.default_rng(case.seed))
-    marks = Exam(net, images(calibration.x), test, nothing).take(blueprint)
+    statistics = net.calibrate(full, net.prepare(calibration.x))
+    marks = mark(net, full, statistics, test, nothing)
     return OracleResult(
         accuracy=marks.accuracy,
         n=len(test),
         cpu_s=round(budget.used_s, 3),
-        epochs=round(taken * plan.BATCH / len(train), 3),
+        epochs=round(taken * BATCH / len(train), 3),
     )
+
+
+def _step_s(space: Space, blueprint: Blueprint, seed: int) -> float:
+    per_mac, per_net = pace(space, time.process_time, seed)
+    return _MARGIN * (per_net + BATCH * blueprint.macs * per_mac)
 
 
 def _rows(path: Path) -> Rows:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Rows(file["x"].astype(np.uint8, casting="safe"), file["y"].astype(np.int64))
+            return Rows(file["x"], file["y"].astype(np.int64))
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise PermanentError(f"expected an .npz with uint8 x and labels y in {path}, got {error}") from error
+        raise PermanentError(f"expected an .npz with rows x and labels y in {path}, got {error}") from error
 
 
 def main(arguments: list[str]) -> int:

@@ -33,6 +33,13 @@ class Progress:
         record = {"phase": phase, "done": done, "total": total, "cpu_s": round(used, 3), "message": message}
         write_whole(self._path, canonical(record))
 
+    def so_far(self) -> dict[str, float]:
+        """Return CPU-seconds of each phase, the present one included."""
+        spent = dict(self.phases_s)
+        if self._phase:
+            spent[self._phase] = round(spent.get(self._phase, 0.0) + self._cpu() - self._began_s, 3)
+        return spent
+
     def end(self, message: str) -> None:
         """Close the last phase."""
         used = self._cpu()

@@ -1,13 +1,14 @@
 """One search, from an admitted brief to the files of a result.
 
-Called by ``search.__main__``; every clock is handed in. The three kinds differ in what comes before the
-final: founding trains from nothing, data adapts the parent's supernet, latency only chooses again.
-The final is the same for all.
+Called by ``search.__main__``; every clock is handed in. The kinds differ in what comes before the final:
+founding trains from nothing, data tries earlier regimes and then adapts the parent's supernet, latency only
+chooses again; without labels the parent is refreshed. The final is the same for all.
+
+A search keeps a checkpoint. Started again with the same brief and folder it goes on where it was, and comes
+to the same winner and the same bytes as if it had not been broken off.
 """
 
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,68 +18,63 @@ import torch
 from safetensors.torch import save
 
 from policies.errors import PermanentError
-from policies.terms import Artefact, Evidence, Point, SearchResult, TriggerKind
+from policies.terms import Artefact, Point, SearchResult, TriggerKind
 from policies.wire import canonical, digest_bytes
+from search import adapting, choice, founding, plan, refreshing, reselecting
 from search import bounds as limits_of
-from search import choice, latency, plan, training
 from search.admission import Admission, Parent
 from search.archive import Archive
-from search.blueprint import Blueprint
 from search.bounds import Bounds
 from search.budget import Budget
+from search.checkpoint import Checkpoint, Kept, to_look, to_memory, to_moment, to_seen
 from search.choice import Finalist
+from search.costs import Costs
 from search.crew import Crew
-from search.exam import Exam, Marks, images
+from search.desk import Desk, Record, Tools
 from search.explore import Explorer, Look
 from search.final import Final
-from search.jitter import jitter
-from search.latency import Clock, Latency
+from search.lessons import Lessons
+from search.library import Returned, returned
+from search.pace import pace
+from search.profile import Profile, measure
 from search.progress import Progress, write_whole
-from search.space import Genes, to_genes, to_genome
-from search.strategy import StrategyFactory
+from search.space import Genes, to_genome
 from search.supernet import Supernet
-
-_FIT_NETWORKS = 6
-_CENTRES = 4
-_SMALLEST_EVERY = 3
-_FAR_RATE = 0.4
-_NEAR_RATE = 0.15
-"""Share of genes in which a trained neighbour differs from its centre: at founding, and around an archive."""
+from search.training import Pupil
 
 _FASTER = 0.9
 """A search for latency must find less than this share of the parent's median."""
 
-
-@dataclass(frozen=True)
-class Tools:
-    """What a search is given from outside."""
-
-    strategy: StrategyFactory
-    cpu: Callable[[], float]
-    clock: Clock
-    say: Callable[[str], None]
+__all__ = ["Run", "Tools"]
 
 
 class Run:
     """A search at work."""
 
     def __init__(self, admission: Admission, out: Path, tools: Tools) -> None:
+        brief = admission.brief
         self._admission = admission
-        self._brief = admission.brief
-        self._space = admission.space
-        self._data = admission.data
         self._out = out
         self._tools = tools
         self._began = tools.clock()
-        self._budget = Budget(self._brief.budget_cpu_s, tools.cpu)
-        self._progress = Progress(out, tools.cpu, tools.say)
-        self._crew = Crew(self._brief.threads)
-        self._rng = np.random.default_rng(self._brief.seed)
-        self._largest = self._space.blueprint(self._space.largest)
-        self._smallest = self._space.blueprint(self._space.smallest)
-        self._net = Supernet(self._largest, self._brief.seed)
-        self._evidence: list[Evidence] = []
-        self._old_before: float | None = None
+        self._checkpoint = Checkpoint(out, digest_bytes(canonical(brief)))
+        self._found = self._checkpoint.find()
+        kept = None if self._found is None else self._found.kept
+        spent = 0.0 if kept is None else kept.cpu_s
+        self._earlier_s = 0.0 if kept is None else kept.wall_s
+        self._spent_s = spent
+        self._crew = Crew(brief.threads)
+        self._progress = Progress(out, self._cpu_s, tools.say)
+        self._explorer: Explorer | None = None
+        self._trained = False
+        self._last = kept
+        if kept is not None:
+            self._progress.phases_s.update(kept.phases_s)
+            tools.say(f"{spent:6.1f} CPU-s  going on from the checkpoint of an earlier run")
+
+    def _cpu_s(self) -> float:
+        """Return CPU-seconds, those of a run that was broken off included."""
+        return self._spent_s + self._tools.cpu()
 
     def search(self) -> SearchResult:
         """Search, write all files, and return the result (its file is written last).
@@ -92,208 +88,234 @@ class Run:
             self._crew.close()
 
     def _search(self) -> SearchResult:
+        desk = self._desk()
+        limits_of.nearest(desk.bounds)
+        kind = desk.brief.kind
+        if kind is TriggerKind.LATENCY:
+            desk.net.load(desk.parent.state)
+            looks = reselecting.reselect(desk)
+            return self._finish(desk, looks, len(looks), tune=False)
+        if not desk.data.labelled:
+            return self._refresh(desk)
+        if kind is TriggerKind.FOUNDING:
+            lessons = self._restored(founding.lessons(desk))
+            self._train(desk, lessons)
+            return self._explored(desk, founding.seeds(desk), desk.space.smallest)
+        back, centres = self._before(desk)
+        if back is not None:
+            return self._inherit(back)
+        lessons = self._restored(adapting.lessons(desk, centres))
+        self._train(desk, lessons)
+        return self._explored(desk, adapting.seeds(desk, centres), desk.parent.genes)
+
+    # -- the table ------------------------------------------------------------------------------------------
+
+    def _desk(self) -> Desk:
+        brief, space = self._admission.brief, self._admission.space
+        profile = self._profile()
+        write_whole(self._out / "profile.json", canonical(profile))
         parent = self._admission.parent
-        costs = self._costs(parent)
-        bounds = self._bounds(parent, costs)
-        limits_of.nearest(bounds)
-        if parent is None:
-            looks, architectures = self._found(bounds)
-        elif self._brief.kind is TriggerKind.DATA:
-            looks, architectures = self._adapt(bounds, parent)
-        else:
-            looks, architectures = self._reselect(bounds, parent)
-        return self._finish(bounds, looks, architectures)
-
-    # -- the three kinds --------------------------------------------------------------------------------
-
-    def _found(self, bounds: Bounds) -> tuple[list[Look], int]:
-        self._train(self._space.largest[None], _FAR_RATE)
-        space = self._space
-        random = space.sample(self._rng, plan.SHAPES[TriggerKind.FOUNDING].least_looks - 2)
-        seeds = np.concatenate([space.largest[None], space.smallest[None], random])
-        return self._explore(bounds, seeds, space.smallest)
-
-    def _adapt(self, bounds: Bounds, parent: Parent) -> tuple[list[Look], int]:
-        self._net.load(parent.state)
-        centres = self._score_archive(parent)
-        self._train(centres, _NEAR_RATE)
-        near = self._space.mutate(self._rng, np.repeat(centres, 2, axis=0), _NEAR_RATE)
-        seeds = np.concatenate([parent.genes[None], centres, near])
-        return self._explore(bounds, seeds, parent.genes)
-
-    def _reselect(self, bounds: Bounds, parent: Parent) -> tuple[list[Look], int]:
-        self._net.load(parent.state)
-        self._progress.report("search", 0, 1, "search: the archive, without training")
-        exam = self._exam(plan.CALIBRATION_ROWS)
-        archived = np.unique(self._space.normal(self._archived(parent), parent.genes), axis=0)
-        blueprints = [self._space.blueprint(row) for row in archived]
-        self._note_before(exam.take(self._space.blueprint(parent.genes)))
-        fit = np.flatnonzero(bounds.violation(archived) == 0)
-        if not len(fit):
-            raise PermanentError(
-                f"expected an archived architecture with a median below {bounds.ceiling_ms:.3g} ms within "
-                f"{self._brief.limits.max_edit_distance} genes, got none among {len(archived)}; "
-                "let a search of kind data look for one, or widen the limits"
-            )
-        marks = self._crew.map(exam.take, [blueprints[index] for index in fit])
-        looks = [
-            Look(archived[index], blueprints[index], mark, bounds.latency.predict_ms(blueprints[index]), None)
-            for index, mark in zip(fit, marks, strict=True)
-        ]
-        return looks, len(archived)
-
-    # -- parts ------------------------------------------------------------------------------------------
-
-    def _costs(self, parent: Parent | None) -> Latency:
-        blocks = self._space.blocks()
-        self._progress.report("latency", 0, len(blocks), "latency: timing blocks and networks")
-        table = {} if parent is None else parent.archive.table_us
-        missing = [block for block in blocks if latency.key(block) not in table]
-        clock, seed = self._tools.clock, self._brief.seed
-        table = table | latency.measure_table(missing, clock, seed)
-        some = self._space.sample(np.random.default_rng([seed, 2]), _FIT_NETWORKS - 2)
-        networks = [self._largest, self._smallest, *(self._space.blueprint(row) for row in some)]
-        return latency.fit(table, networks, clock, seed)
-
-    def _bounds(self, parent: Parent | None, costs: Latency) -> Bounds:
-        limits = self._brief.limits
-        if parent is None:
-            return Bounds(self._space, limits, costs, limits_of.median_ceiling_ms(limits, None), None)
-        parent_ms = costs.predict_ms(self._space.blueprint(parent.genes))
-        ceiling = limits_of.median_ceiling_ms(limits, parent_ms)
-        if self._brief.kind is TriggerKind.LATENCY:
-            ceiling = min(ceiling, _FASTER * parent_ms)
-        return Bounds(self._space, limits, costs, ceiling, parent.genes)
-
-    def _archived(self, parent: Parent) -> Genes:
-        points = [to_genes(self._space, point.genome) for point in parent.archive.points]
-        return np.stack([parent.genes, *points])
-
-    def _score_archive(self, parent: Parent) -> Genes:
-        """Examine the parent and the archive before training; return the best, the parent first."""
-        self._progress.report("before", 0, 1, "before: the archive on the new rows")
-        archived = self._archived(parent)[: 1 + 2 * _CENTRES]
-        exam = self._exam(plan.CALIBRATION_ROWS)
-        marks = self._crew.map(exam.take, [self._space.blueprint(row) for row in archived])
-        self._note_before(marks[0])
-        accuracies = np.array([mark.accuracy for mark in marks[1:]])
-        best = np.argsort(-accuracies, kind="stable")[: _CENTRES - 1]
-        return np.concatenate([archived[:1], archived[1:][best]])
-
-    def _note_before(self, marks: Marks) -> None:
-        self._old_before = marks.accuracy_old
-        self._evidence.append(choice.accuracy_evidence("accuracy_before", marks.new))
-        if len(marks.old):
-            self._evidence.append(choice.accuracy_evidence("accuracy_old_before", marks.old))
-
-    def _train(self, centres: Genes, rate: float) -> None:
-        """Train the largest subnet, neighbours of the centres, and the smallest or a stranger in turn."""
-        brief, space = self._brief, self._space
-        rng = np.random.default_rng([brief.seed, 1])
-
-        def subnets(step: int) -> tuple[Blueprint, ...]:
-            near = space.mutate(rng, centres[rng.integers(0, len(centres), 1)], rate)[0]
-            stranger = space.sample(rng, 1)[0]
-            third = self._smallest if step % _SMALLEST_EVERY == 0 else space.blueprint(stranger)
-            return self._largest, space.blueprint(near), third
-
-        course = plan.course(brief.kind, brief.budget_cpu_s, self._largest)
-        stream = training.batches(
-            self._data.train_new, self._data.train_old, plan.BATCH, brief.task.augmentation, brief.seed
+        costs = Costs(space, profile)
+        if parent is not None and brief.served_p50_ms is not None:
+            alone = float(costs.latency_ms(parent.genes[None])[0])
+            costs = Costs(space, profile, max(0.0, brief.served_p50_ms - alone))
+        net = Supernet(space.shapes(), space.entries()[0], brief.seed)
+        net.standardise(self._admission.data.train_new.x)
+        record = Record()
+        if parent is not None:
+            net.load(parent.state)
+        if self._found is not None:
+            kept = self._found.kept
+            record = Record(list(kept.evidence), kept.old_before, kept.centres)
+        budget = Budget(brief.budget_cpu_s, self._cpu_s)
+        budget.cut += () if self._found is None else self._found.kept.cut
+        return Desk(
+            admission=self._admission,
+            tools=self._tools,
+            net=net,
+            costs=costs,
+            bounds=self._bounds(parent, costs),
+            budget=budget,
+            progress=self._progress,
+            crew=self._crew,
+            record=record,
         )
-        report = self._reporter("train")
-        taken = training.train(self._net, stream, subnets, course, self._budget, report, self._crew)
+
+    def _profile(self) -> Profile:
+        known = self._admission.profile if self._found is None else self._found.kept.profile
+        if known is not None:
+            return known
+        brief, space = self._admission.brief, self._admission.space
+        self._progress.report("profile", 0, 1, "profile: timing blocks, networks and training on this device")
+
+        def report(done: int, total: int) -> None:
+            self._progress.report("profile", done, total, f"profile: block {done} of {total}")
+
+        # The pace counts CPU time of this process alone; threads of the crew are idle here.
+        return measure(space, self._tools.clock, pace(space, self._tools.cpu, brief.seed), brief.seed, report)
+
+    def _bounds(self, parent: Parent | None, costs: Costs) -> Bounds:
+        brief, space = self._admission.brief, self._admission.space
+        int8 = len(brief.precisions) > 1
+        if parent is None:
+            ceiling = limits_of.median_ceiling_ms(brief.limits, None)
+            return Bounds(space, brief.limits, costs, ceiling, None, int8)
+        parent_ms = float(costs.latency_ms(parent.genes[None])[0])
+        ceiling = limits_of.median_ceiling_ms(brief.limits, parent_ms, costs.overhead_ms)
+        if brief.kind is TriggerKind.LATENCY:
+            ceiling = min(ceiling, _FASTER * parent_ms)
+        return Bounds(space, brief.limits, costs, ceiling, parent.genes, int8)
+
+    # -- the parts ------------------------------------------------------------------------------------------
+
+    def _before(self, desk: Desk) -> tuple[Returned | None, Genes]:
+        """Score what there is on today's rows; a search that goes on has done it already."""
+        if self._found is not None and self._found.kept.centres:
+            return None, np.array(self._found.kept.centres, dtype=np.int64)
+        parent, centres = adapting.before(desk)
+        back = returned(desk, parent)
+        desk.record.centres = tuple(tuple(int(gene) for gene in row) for row in centres)
+        return back, centres
+
+    def _restored(self, lessons: Lessons) -> Lessons:
+        found = self._found
+        if found is not None and found.kept.training is not None:
+            lessons.pupil.restore(to_memory(found.kept.training), found.tensors)
+            self._trained = found.kept.trained
+        return lessons
+
+    def _train(self, desk: Desk, lessons: Lessons) -> None:
+        if self._trained:
+            return
+
+        def keep(pupil: Pupil) -> None:
+            self._keep(desk, pupil, with_tensors=True)
+
+        taken = lessons.pupil.train(desk.budget, desk.reporter("train"), keep)
         if taken == 0:
             raise PermanentError(
-                f"expected time to train within {brief.budget_cpu_s:g} CPU-s, got none after "
-                f"{self._budget.used_s:.1f} CPU-s of preparation; raise the budget"
+                f"expected time to train within {desk.budget.total_s:g} CPU-s, got none after "
+                f"{desk.budget.used_s:.1f} CPU-s of preparation; raise the budget"
             )
-        self._evidence.append(
-            Evidence(name="train_steps", value=float(taken), unit="steps", n=1, limit=float(course.steps))
+        self._trained = True
+        desk.record.note("train_steps", float(taken), "steps", limit=float(plan.course(desk).steps))
+        desk.record.note("rollbacks", float(lessons.pupil.memory.rollbacks), "rollbacks")
+        self._keep(desk, lessons.pupil, with_tensors=True)
+
+    def _explored(self, desk: Desk, seeds: Genes, reference: Genes) -> SearchResult:
+        brief = desk.brief
+        explorer = Explorer(
+            desk.space,
+            desk.examiner(plan.CALIBRATION_ROWS),
+            desk.bounds,
+            self._tools.strategy,
+            reference,
+            brief.seed,
+            self._crew,
+        )
+        self._explorer = explorer
+        if self._found is not None:
+            kept = self._found.kept
+            guessed = np.array(kept.guessed, dtype=np.int64)
+            explorer.resume([to_look(seen) for seen in kept.looks], kept.rounds, guessed)
+        if desk.bounds.violation(seeds).all():
+            seeds = np.concatenate([seeds, limits_of.nearest(desk.bounds)[None]])
+        share = plan.SHAPES[brief.kind].search_end
+        looks = explorer.explore(
+            seeds,
+            plan.looks(desk),
+            desk.budget,
+            share,
+            desk.reporter("search"),
+            lambda: self._keep(desk, None, with_tensors=False),
+        )
+        return self._finish(desk, looks, explorer.architectures, tune=True)
+
+    def _keep(self, desk: Desk, pupil: Pupil | None, *, with_tensors: bool) -> None:
+        """Write the checkpoint."""
+        record, explorer = desk.record, self._explorer
+        before = self._last
+        training = before.training if before else None
+        kept = Kept(
+            format=1,
+            brief=digest_bytes(canonical(desk.brief)),
+            profile=desk.costs.profile,
+            cpu_s=round(self._cpu_s(), 3),
+            wall_s=round(self._earlier_s + self._tools.clock() - self._began, 3),
+            phases_s=self._progress.so_far(),
+            cut=tuple(desk.budget.cut),
+            evidence=tuple(record.evidence),
+            old_before=record.old_before,
+            centres=record.centres,
+            training=training if pupil is None else to_moment(pupil.memory),
+            trained=self._trained,
+            tensors=before.tensors if before else None,
+            looks=() if explorer is None else tuple(to_seen(look) for look in explorer.looks.values()),
+            rounds=0 if explorer is None else explorer.rounds,
+            guessed=() if explorer is None else tuple(int(name) for name in explorer.guessed),
+        )
+        self._last = self._checkpoint.keep(
+            kept, pupil.tensors() if pupil is not None and with_tensors else None
         )
 
-    def _explore(self, bounds: Bounds, seeds: Genes, reference: Genes) -> tuple[list[Look], int]:
-        exam = self._exam(plan.CALIBRATION_ROWS)
-        explorer = Explorer(self._space, exam, bounds, self._tools.strategy, reference, self._rng, self._crew)
-        rows = min(len(self._data.search_new), plan.MAX_EXAM_ROWS)
-        rows += min(len(self._data.search_old), plan.MAX_EXAM_ROWS)
-        kind = self._brief.kind
-        count = plan.looks(kind, self._brief.budget_cpu_s, rows, self._largest)
-        share = plan.SHAPES[kind].search_end
-        if bounds.violation(seeds).all():
-            seeds = np.concatenate([seeds, limits_of.nearest(bounds)[None]])
-        looks = explorer.explore(seeds, count, self._budget, share, self._reporter("search"))
-        return looks, explorer.architectures
+    # -- the end --------------------------------------------------------------------------------------------
 
-    def _exam(self, calibration_rows: int) -> Exam:
-        """Return an exam whose calibration is mixed as the training was."""
-        data, rng = self._data, np.random.default_rng([self._brief.seed, 3])
-        if len(data.train_old):
-            half = calibration_rows // 2
-            rows = [data.train_new.some(calibration_rows - half, rng), data.train_old.some(half, rng)]
-            x = images(np.concatenate([part.x for part in rows]))
-        else:
-            x = images(data.train_new.some(calibration_rows, rng).x)
-            noise = torch.Generator().manual_seed(self._brief.seed)
-            # Founding rows are clean files; the device's are jittered.
-            x = jitter(x, self._brief.task.augmentation, noise)
-        rng = np.random.default_rng([self._brief.seed, 4])
-        new = data.search_new.some(plan.MAX_EXAM_ROWS, rng)
-        return Exam(self._net, x, new, data.search_old.some(plan.MAX_EXAM_ROWS, rng))
+    def _refresh(self, desk: Desk) -> SearchResult:
+        subnet = refreshing.refresh(desk)
+        final = Final(desk, None)
+        winner = final.one(subnet, desk.parent.genes)
+        final.winner([winner])
+        desk.record.evidence += choice.evidence_of(winner, [winner], [], desk.costs, desk.brief)
+        points = tuple(point.model_copy(update={"measured": False}) for point in desk.parent.archive.points)
+        return self._write(desk, winner, points, 1)
 
-    def _reporter(self, phase: str) -> Callable[[int, int, str], None]:
-        def report(done: int, total: int, message: str) -> None:
-            self._progress.report(phase, done, total, message)
+    def _inherit(self, back: Returned) -> SearchResult:
+        desk = back.desk
+        desk.record.note("regime_returned", float(back.generation), "generation")
+        return self._finish(desk, [back.look], len(desk.admission.library), tune=False)
 
-        return report
-
-    # -- the end ----------------------------------------------------------------------------------------
-
-    def _finish(self, bounds: Bounds, looks: list[Look], architectures: int) -> SearchResult:
-        final = Final(self._brief, self._space, self._data.search_new, self._net, bounds)
-        finalists = final.hold(
-            self._exam(plan.FINAL_CALIBRATION_ROWS),
-            looks,
-            self._old_before,
-            self._tools.clock,
-            self._reporter("final"),
-        )
-        winner = final.winner(finalists, self._old_before)
-        self._evidence += choice.evidence_of(winner, finalists, looks, self._brief.limits, self._rng)
-        cut = Evidence(name="phases_cut", value=float(len(self._budget.cut)), unit="phases", n=1)
-        self._evidence.append(cut)
-        self._progress.end(choice.story(winner))
-        points = choice.points(self._space, looks, finalists)
-        return self._write(winner, points, bounds.latency, architectures)
+    def _finish(self, desk: Desk, looks: list[Look], architectures: int, *, tune: bool) -> SearchResult:
+        final = Final(desk, adapting.memory_of(desk) if tune and desk.admission.parent is not None else None)
+        finalists = final.hold(looks, tune=tune)
+        winner = final.winner(finalists)
+        desk.record.evidence += choice.evidence_of(winner, finalists, looks, desk.costs, desk.brief)
+        points = choice.points(desk.space, desk.costs, looks, finalists)
+        return self._write(desk, winner, points, architectures)
 
     def _write(
-        self, winner: Finalist, points: tuple[Point, ...], costs: Latency, architectures: int
+        self, desk: Desk, winner: Finalist, points: tuple[Point, ...], architectures: int
     ) -> SearchResult:
-        space = self._space
-        archive = Archive(format=1, space=space.name, points=points, table_us=costs.table_us)
+        desk.record.note("phases_cut", float(len(desk.budget.cut)), "phases")
+        space, profile = desk.space, desk.costs.profile
+        self._progress.end(choice.story(winner, desk.costs))
+        archive = Archive(format=2, space=space.name, points=points, profile=profile)
         # One metadata key alone: the order of several is not fixed, and equal weights shall be equal bytes.
         about = {"instar": canonical({"format": 1, "space": space.name}).decode()}
-        state = save(self._net.state(), metadata=about)
+        state = save(desk.net.state(), metadata=about)
         files = {"bundle.onnx": winner.bundle, "state.safetensors": state, "archive.json": canonical(archive)}
         artefacts = {}
         for name, raw in files.items():
             write_whole(self._out / name, raw)
             artefacts[name] = Artefact(path=name, digest=digest_bytes(raw))
+        cpu_s = desk.budget.used_s
+        desk.record.note("energy_search_j", cpu_s * profile.watts, f"J ({profile.energy})")
         result = SearchResult(
-            brief=self._brief.id,
+            brief=desk.brief.id,
+            seed=desk.brief.seed,
             winner=to_genome(space, winner.look.genes),
             bundle=artefacts["bundle.onnx"],
             state=artefacts["state.safetensors"],
             archive=artefacts["archive.json"],
-            evidence=tuple(self._evidence),
+            evidence=tuple(desk.record.evidence),
             points=points,
-            cpu_s=round(self._budget.used_s, 3),
-            wall_s=round(self._tools.clock() - self._began, 3),
+            cpu_s=round(cpu_s, 3),
+            wall_s=round(self._earlier_s + self._tools.clock() - self._began, 3),
             architectures=architectures,
             versions=_versions(),
             phases_s=self._progress.phases_s,
         )
         write_whole(self._out / "result.json", canonical(result))
+        self._checkpoint.drop()
         return result
 
 

@@ -1,12 +1,14 @@
 """The contract of a space: which architectures there are, and how one turns into another.
 
 The search calls it; a third party may add one under the entry-point group ``instar.spaces``. A population is
-an int64 array (n, genes), so that strategies stay vectorised.
+an int64 array (n, genes), so that strategies and prices stay vectorised.
 
 * Gene ``i`` is an integer in ``[0, cardinalities[i])``.
 * A gene may be inactive (a decision about a layer that the genome does not have). Two genomes that differ in
   inactive genes alone are the same network, and ``normal`` gives both one spelling.
 * Nothing here is random but through ``rng``, and no argument is changed.
+
+``search.codec.Codec`` keeps this contract for any space that can be declared as genes and places.
 """
 
 from typing import Protocol
@@ -14,10 +16,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.terms import Genome, Task
-from search.blueprint import Block, Blueprint
+from policies.terms import Genome, Precision, Task
+from search.blueprint import Block, Blueprint, Entry
 
 Genes = NDArray[np.int64]
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Space(Protocol):
@@ -31,6 +34,11 @@ class Space(Protocol):
     @property
     def cardinalities(self) -> Genes:
         """Return how many values each gene has; (genes,)."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return what each gene decides: ``depth``, ``width``, ``kernel``, ``expansion`` and others."""
         ...
 
     def sample(self, rng: np.random.Generator, n: int) -> Genes:
@@ -65,12 +73,40 @@ class Space(Protocol):
         """Return which rows are genomes of this space; (n,)."""
         ...
 
+    def names(self, genes: Genes) -> Genes:
+        """Return one number a row, equal for equal rows and no others; (n,)."""
+        ...
+
     def blueprint(self, genes: Genes) -> Blueprint:
         """Return the layers of one genome (genes,)."""
         ...
 
     def blocks(self) -> tuple[Block, ...]:
         """Return every block that some genome has, without repetition: what a cost model must know."""
+        ...
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return every way in that some genome has, without repetition."""
+        ...
+
+    def parts(self, genes: Genes) -> Genes:
+        """Return which blocks each genome is made of.
+
+        Returns:
+            (n, places) indices into ``blocks()``; ``len(blocks())`` where a place is empty.
+        """
+        ...
+
+    def ways_in(self, genes: Genes) -> Genes:
+        """Return each genome's index into ``entries()``; (n,)."""
+        ...
+
+    def quantised(self, genes: Genes) -> NDArray[np.bool_]:
+        """Return which genomes compute in int8; (n,)."""
+        ...
+
+    def shapes(self) -> Shapes:
+        """Return the shape of every tensor of the supernet, by name."""
         ...
 
     @property
@@ -80,15 +116,19 @@ class Space(Protocol):
 
     @property
     def largest(self) -> Genes:
-        """Return the genome that uses every slot whole: the supernet itself."""
+        """Return the genome that teaches the others: the widest and deepest, in full precision."""
         ...
 
 
 class SpaceFactory(Protocol):
     """Makes the space of a task."""
 
-    def __call__(self, task: Task) -> Space:
+    def __call__(self, task: Task, precisions: tuple[Precision, ...]) -> Space:
         """Return the space.
+
+        Args:
+            task: For its input and classes.
+            precisions: What networks may compute in.
 
         Raises:
             PermanentError: The task's input does not fit this kind of space.

@@ -1,124 +1,204 @@
-"""Training of a supernet: the sandwich rule with distillation in place.
+"""Training of a supernet: the sandwich rule with distillation in place, and replay with a memory.
 
 * Each step trains the largest subnet on labels, and smaller ones on labels and on the largest's answers to
   the same batch, half and half. The caller says which; it should often name the smallest, so that the whole
   range learns.
-* During the warm-up part only the largest is trained; until it knows something it has nothing to teach.
+* During the warm-up part only the first subnet is trained; until it knows something it has nothing to teach.
+* Old rows carry the answers that the parent gave to them; the first subnet is held to these as well as to the
+  labels, so that what was learned is not unlearned.
 * The learning rate rises over the first steps and falls along a cosine to nothing at the last planned step.
   When the budget will not reach the plan, the plan is shortened, so that the fall is never cut off.
+* When the loss leaves its path, or is no number, training goes back to the last snapshot and on at half the
+  rate.
+* Nothing here has a memory but the weights and what ``Pupil.memory`` returns: every step draws its rows, its
+  noise and its subnets from the seed and its own number. So a training that was broken off goes on as if it
+  had not been.
 
-Source: Yu et al., BigNAS (2020), section 3; Hinton et al., Distilling the knowledge in a network (2015).
+Source: Yu et al., BigNAS (2020), section 3; Hinton et al., Distilling the knowledge in a network (2015);
+Buzzega et al., Dark experience for general continual learning (2020), the loss DER++.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from policies.terms import Augmentation
+from search.batches import Batch, Batches
 from search.blueprint import Blueprint
 from search.budget import Budget
 from search.crew import Crew
-from search.dataset import Rows
-from search.exam import images
-from search.jitter import jitter
 from search.supernet import Supernet
 
-Batch = tuple[Tensor, Tensor]
 Report = Callable[[int, int, str], None]
 """Called with steps done, steps planned and a message."""
 
-_MOMENTUM = 0.9
+Subnets = Callable[[int], tuple[Blueprint, ...]]
+"""Returns the subnets of a step; the first learns from labels and teaches the others."""
+
+MOMENTUM = 0.9
 _DECAY = 1e-4
 _CLIP = 2.0
 _RISE = 20
 _LOOK_EVERY = 10
-
-# Nominal CPU time, one thread, measured at batch 64 (a 2.0 GHz-class core with AVX2) plus a margin of 15 %.
-_SECONDS_PER_MAC = 6.2e-11
-_SECONDS_PER_NET = 0.006
+SNAPSHOT_EVERY = 50
+_MEMORY_WEIGHT = 0.2
+_SMOOTH = 0.95
+_SPIKE_FACTOR, _SPIKE_ROOM = 3.0, 1.0
+_SETTLED = 40
+"""Steps before which no loss counts as a spike: the first ones are wild by nature."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """How a training goes: ``steps`` in all, the first ``warm`` of them on the largest subnet alone."""
+    """How a training goes.
+
+    Args:
+        phase: Its name.
+        steps: In all.
+        warm: How many of them train the first subnet alone.
+        rate: The highest learning rate.
+        end_share: Of the whole budget, that may be gone by the end.
+        frozen: Names of tensors that stay as they are.
+    """
 
     phase: str
     steps: int
     warm: int
     rate: float
     end_share: float
+    frozen: frozenset[str] = frozenset()
 
 
-def step_cost_s(blueprints: tuple[Blueprint, ...], batch: int) -> float:
-    """Return the nominal CPU-seconds of one training step over some subnets."""
-    return sum(_SECONDS_PER_MAC * blueprint.macs * batch + _SECONDS_PER_NET for blueprint in blueprints)
+@dataclass(frozen=True)
+class Memory:
+    """All that a training is, at one moment, beside its weights."""
+
+    step: int
+    planned: int
+    scale: float
+    smooth: float
+    rollbacks: int
 
 
-def batches(new: Rows, old: Rows, size: int, augmentation: Augmentation, seed: int) -> Iterator[Batch]:
-    """Yield jittered batches for ever, half of them old rows where there are any.
-
-    Yields:
-        x (size, 1, h, w) float32 and y (size,) int64.
-    """
-    rng = np.random.default_rng(seed)
-    noise = torch.Generator().manual_seed(seed)
-    parts = [(new, size)] if not len(old) else [(new, size - size // 2), (old, size // 2)]
-    streams = [_indices(len(rows), count, rng) for rows, count in parts]
-    while True:
-        chosen = [rows.take(next(stream)) for (rows, _), stream in zip(parts, streams, strict=True)]
-        x = images(np.concatenate([rows.x for rows in chosen]))
-        y = torch.from_numpy(np.concatenate([rows.y for rows in chosen]))
-        yield jitter(x, augmentation, noise), y
-
-
-def train(
-    net: Supernet,
-    data: Iterator[Batch],
-    subnets: Callable[[int], tuple[Blueprint, ...]],
-    course: Course,
-    budget: Budget,
-    report: Report,
-    crew: Crew,
-) -> int:
-    """Train until the course or its share of the budget ends.
+class Pupil:
+    """A supernet in training.
 
     Args:
         net: Changed in place.
-        data: Batches.
-        subnets: Returns the subnets of a step; the first learns from labels and teaches the others.
+        batches: Rows.
+        subnets: Who learns at each step.
         course: How long and how fast.
-        budget: Of the whole search.
-        report: Told now and then.
         crew: To compute with.
-
-    Returns:
-        The steps taken.
     """
-    optimiser = torch.optim.SGD(
-        net.parameters(), course.rate, momentum=_MOMENTUM, nesterov=True, weight_decay=_DECAY
-    )
-    planned, began = course.steps, budget.used_s
-    step = 0
-    while step < planned:
-        if step % _LOOK_EVERY == 0:
-            planned = budget.replan(course.phase, step, course.steps, began, course.end_share)
-            report(step, planned, f"{course.phase}: step {step} of {planned}")
-            if step >= planned:
-                break
-        for group in optimiser.param_groups:
-            group["lr"] = rate_at(step, planned, course.rate)
-        blueprints = subnets(step)
-        x, y = next(data)
-        _step(net, x, y, blueprints[:1] if step < course.warm else blueprints, optimiser, crew)
-        step += 1
-    report(step, step, f"{course.phase}: {step} steps")
-    return step
+
+    def __init__(self, net: Supernet, batches: Batches, subnets: Subnets, course: Course, crew: Crew) -> None:
+        self._net = net
+        self._batches = batches
+        self._subnets = subnets
+        self._course = course
+        self._crew = crew
+        self._weights = {
+            name: weight for name, weight in net.parameters().items() if name not in course.frozen
+        }
+        self._optimiser = torch.optim.SGD(
+            list(self._weights.values()), course.rate, momentum=MOMENTUM, nesterov=True, weight_decay=_DECAY
+        )
+        self.memory = Memory(0, course.steps, 1.0, math.nan, 0)
+        self._snapshot = (self.memory, self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return a copy of the weights and of the optimiser's momentum, by name."""
+        held = self._net.state()
+        for name, weight in self._weights.items():
+            buffer = (
+                self._optimiser.state[weight].get("momentum_buffer")
+                if weight in self._optimiser.state
+                else None
+            )
+            if buffer is not None:
+                held[f"momentum.{name}"] = buffer.clone(memory_format=torch.contiguous_format)
+        return held
+
+    def restore(self, memory: Memory, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to a moment, or take up a training that was broken off."""
+        self._net.load({name: one for name, one in tensors.items() if not name.startswith("momentum.")})
+        for name, weight in self._weights.items():
+            buffer = tensors.get(f"momentum.{name}")
+            if buffer is None:
+                self._optimiser.state.pop(weight, None)
+            else:
+                self._optimiser.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(buffer)
+        self.memory = memory
+        self._snapshot = (memory, dict(tensors))
+
+    def train(self, budget: Budget, report: Report, keep: Callable[["Pupil"], None]) -> int:
+        """Train until the course or its share of the budget ends.
+
+        Args:
+            budget: Of the whole search.
+            report: Told now and then.
+            keep: Called at every snapshot.
+
+        Returns:
+            The steps taken, those before a restart included.
+        """
+        course, began, first = self._course, budget.used_s, self.memory.step
+        while self.memory.step < self.memory.planned:
+            step = self.memory.step
+            if step % _LOOK_EVERY == 0:
+                left = budget.replan(
+                    course.phase, step - first, self.memory.planned - first, began, course.end_share
+                )
+                self._remember(planned=first + left)
+                report(step, self.memory.planned, f"{course.phase}: step {step} of {self.memory.planned}")
+                if step >= self.memory.planned:
+                    break
+            if step % SNAPSHOT_EVERY == 0:
+                self._snapshot = (self.memory, self.tensors())
+                keep(self)
+            loss = self._step(step)
+            if self._spiked(loss):
+                self._go_back()
+                continue
+            smooth = loss if math.isnan(self.memory.smooth) else self.memory.smooth
+            self._remember(step=step + 1, smooth=_SMOOTH * smooth + (1 - _SMOOTH) * loss)
+        report(self.memory.step, self.memory.step, f"{course.phase}: {self.memory.step} steps")
+        return self.memory.step
+
+    def _remember(self, **changed: float) -> None:
+        self.memory = Memory(**(vars(self.memory) | changed))
+
+    def _spiked(self, loss: float) -> bool:
+        if not math.isfinite(loss):
+            return True
+        since = self.memory.step - self._course.warm
+        settled = self.memory.step >= _SETTLED and not 0 <= since < _SETTLED
+        return settled and loss > _SPIKE_FACTOR * self.memory.smooth + _SPIKE_ROOM
+
+    def _go_back(self) -> None:
+        memory, tensors = self._snapshot
+        calmer = Memory(
+            memory.step, self.memory.planned, self.memory.scale / 2, memory.smooth, self.memory.rollbacks + 1
+        )
+        self.restore(calmer, tensors)
+
+    def _step(self, step: int) -> float:
+        """Take one step; return the mean loss of its subnets before it."""
+        course = self._course
+        rate = rate_at(step, self.memory.planned, course.rate) * self.memory.scale
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        blueprints = self._subnets(step)
+        chosen = blueprints[:1] if step < course.warm else blueprints
+        loss = gradients(self._net, self._weights, self._batches.at(step), chosen, self._crew)
+        # A spike from one subnet must not throw all the others off.
+        torch.nn.utils.clip_grad_norm_(list(self._weights.values()), _CLIP)
+        if math.isfinite(loss):
+            self._optimiser.step()
+        return loss
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:
@@ -130,41 +210,46 @@ def rate_at(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / _RISE) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _step(
+def gradients(
     net: Supernet,
-    x: Tensor,
-    y: Tensor,
+    weights: Mapping[str, Tensor],
+    batch: Batch,
     blueprints: tuple[Blueprint, ...],
-    optimiser: torch.optim.Optimizer,
     crew: Crew,
-) -> None:
-    weights = net.parameters()
-    logits, _ = net.forward(blueprints[0], x)
+) -> float:
+    """Set the gradients of one step; return the mean loss of its subnets.
+
+    Args:
+        net: The supernet.
+        weights: Those that learn.
+        batch: Rows, labels, and what the parent answered.
+        blueprints: The teacher first.
+        crew: To compute with.
+    """
+    leaves = list(weights.values())
+    logits, _ = net.forward(blueprints[0], batch.x)
     answers = logits.detach().softmax(dim=1)
+    losses: list[float] = []
 
     def taught() -> tuple[Tensor | None, ...]:
-        logits = [net.forward(one, x)[0] for one in blueprints[1:]]
-        losses = [(F.cross_entropy(one, answers) + F.cross_entropy(one, y)) / 2 for one in logits]
-        if not losses:
-            return (None,) * len(weights)
-        return torch.autograd.grad(torch.stack(losses).sum(), weights, allow_unused=True)
+        if len(blueprints) == 1:
+            return (None,) * len(leaves)
+        told = [net.forward(one, batch.x)[0] for one in blueprints[1:]]
+        each = [(F.cross_entropy(one, answers) + F.cross_entropy(one, batch.y)) / 2 for one in told]
+        total = torch.stack(each).sum()
+        losses.append(float(total.detach()))
+        return torch.autograd.grad(total, leaves, allow_unused=True)
 
-    ours, theirs = crew.together(
-        lambda: torch.autograd.grad(F.cross_entropy(logits, y), weights, allow_unused=True), taught
-    )
-    for weight, *gradients in zip(weights, ours, theirs, strict=True):
-        there = [gradient for gradient in gradients if gradient is not None]
-        weight.grad = torch.stack(there).sum(dim=0) if there else None
-    # A spike from one subnet must not throw all the others off.
-    torch.nn.utils.clip_grad_norm_(weights, _CLIP)
-    optimiser.step()
+    def learned() -> tuple[Tensor | None, ...]:
+        loss = F.cross_entropy(logits, batch.y)
+        if batch.memory is not None:
+            old = len(batch.memory)
+            loss = loss + _MEMORY_WEIGHT * F.mse_loss(logits[-old:], batch.memory)
+        losses.append(float(loss.detach()))
+        return torch.autograd.grad(loss, leaves, allow_unused=True)
 
-
-def _indices(n: int, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Yield ``count`` row numbers for ever, each row once before any row again."""
-    order = np.empty(0, dtype=np.int64)
-    while True:
-        while len(order) < count:
-            order = np.concatenate([order, rng.permutation(n)])
-        yield order[:count]
-        order = order[count:]
+    ours, theirs = crew.together(learned, taught)
+    for weight, *parts in zip(leaves, ours, theirs, strict=True):
+        there = [part for part in parts if part is not None]
+        weight.grad = None if not there else there[0] if len(there) == 1 else there[0] + there[1]
+    return sum(losses) / len(blueprints)

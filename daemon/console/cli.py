@@ -21,7 +21,7 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from daemon.console import lint, orders, screen
+from daemon.console import lint, orders, screen, searching
 from daemon.console.client import Control, EntryView, Refused, Unreachable
 from daemon.console.health import Health, diagnose
 from daemon.console.options import (
@@ -248,6 +248,7 @@ for order in (orders.approve, orders.decline, orders.rollback, orders.freeze, or
 policy.command("reload")(orders.policy_reload)
 app.add_typer(policy, name="policy")
 app.add_typer(audit, name="audit")
+app.add_typer(searching.app, name="search")
 
 
 def _code(answer: object) -> int:

@@ -2,10 +2,13 @@
 
 * A worker is a command and a folder; its outcome is a file it leaves there, or its absence.
 * It gets idle scheduling, a CPU limit by the kernel, a memory limit and a deadline by the supervisor.
+* A search runs in a cage (``cage``): its rooms, its folder and what its brief names, nothing else of ours.
+  Where the machine cannot make one it still runs, with a warning, and ``Worker.caged`` says so.
 * It outlives a killed control plane: the next start finds it by its pid file and goes on waiting for it.
 * An exit code or a missing file is an answer ("failed"), never an exception.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -13,15 +16,32 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon.control import cage
+from daemon.control.cage import Grants
 from policies.clock import Clock
+from policies.errors import PermanentError
 from policies.world import JobState
 
 log = logging.getLogger(__name__)
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+_ROOMS = {"search": ("search", "policies")}
+"""Modules that run in a cage, and the rooms that each may import. The panel needs the gate, and has none."""
+
+_LIBRARIES = ("/usr", "/bin", "/lib", "/lib32", "/lib64")
+_MACHINE = (
+    *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload", "/etc/localtime"),
+    *("/dev/urandom", "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"),
+)
+"""What an interpreter with torch and onnxruntime reads of the machine it runs on."""
+
+_CAGE = "cage.json"
+"""In a worker's folder, out of its reach: what it was granted."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,7 @@ class Worker:
     allowance: Allowance
     deadline: float
     process: subprocess.Popen[bytes] | None
+    caged: bool = False
     cpu_s: float = 0.0
     ended: str | None = None
 
@@ -162,9 +183,16 @@ def start(module: str, case: Path, folder: Path, result: str, allowance: Allowan
         stale.unlink(missing_ok=True)
     threads = str(allowance.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    command = [sys.executable, "-m", module, str(case), str(out)]
+    caged = _make_cage(module, case, folder)
+    if caged:
+        # Isolated and without site: the cage is locked before any file that could be changed is run.
+        command[1:1] = ["-P"]
+        command[:0] = [sys.executable, "-I", "-S", cage.__file__, str(folder / _CAGE), "--"]
+        environment |= {"PYTHONPATH": str(folder / "rooms"), "TMPDIR": str(folder / "tmp")}
     with (folder / "log").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(case), str(out)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -180,6 +208,7 @@ def start(module: str, case: Path, folder: Path, result: str, allowance: Allowan
         allowance=allowance,
         deadline=clock.monotonic() + allowance.wall_s,
         process=process,
+        caged=caged,
     )
 
 
@@ -192,7 +221,60 @@ def find(folder: Path, result: str, allowance: Allowance, monotonic: float) -> W
     path = folder / "out" / result
     if not path.is_file() and not is_ours(pid, folder):
         return None
-    return Worker(folder, path, pid, allowance, monotonic + allowance.wall_s, process=None)
+    caged = (folder / _CAGE).is_file()
+    return Worker(folder, path, pid, allowance, monotonic + allowance.wall_s, process=None, caged=caged)
+
+
+def _make_cage(module: str, case: Path, folder: Path) -> bool:
+    """Lay out the cage of a module that must have one; return whether its worker will be in it."""
+    (folder / _CAGE).unlink(missing_ok=True)
+    if module not in _ROOMS:
+        return False
+    (folder / "tmp").mkdir(exist_ok=True)
+    rooms = {room: _package(room) for room in _ROOMS[module]}
+    libraries = (*dict.fromkeys((sys.prefix, sys.base_prefix, *_LIBRARIES)), *map(str, rooms.values()))
+    own = Grants(
+        execute=libraries,
+        read=(*_MACHINE, *_artefacts(case), str(case), str(folder)),
+        write=(str(folder / "out"), str(folder / "tmp"), "/dev/null"),
+    )
+    others = Grants(own.execute, own.read[:-1], ())
+    lacks = cage.shortcoming()
+    if lacks is None and (hole := others.over(folder.resolve())):
+        lacks = f"the state lies inside {hole}, which a search must read; move one of them"
+    if lacks is not None:
+        log.warning("worker %s runs without a cage, and could read all that this user can: %s", folder, lacks)
+        return False
+    # Links to its rooms alone: the folder that holds them may hold the state too.
+    (folder / "rooms").mkdir(exist_ok=True)
+    for room, place in rooms.items():
+        (folder / "rooms" / room).unlink(missing_ok=True)
+        (folder / "rooms" / room).symlink_to(place)
+    (folder / _CAGE).write_bytes(own.to_json())
+    return True
+
+
+def _package(name: str) -> Path:
+    """Return where a package lies, without importing it.
+
+    Raises:
+        PermanentError: There is none.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise PermanentError(f"expected a package {name} to be installed, found none; install instar again")
+    return Path(spec.submodule_search_locations[0]).resolve()
+
+
+def _artefacts(case: Path) -> Iterator[str]:
+    """Yield the file of every artefact that a brief names; paths are relative to the brief's folder."""
+    waiting = [json.loads(case.read_bytes())]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict) and value.keys() == {"path", "digest"}:
+            yield str(case.parent / value["path"])
+        elif isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _restrain(pid: int, allowance: Allowance) -> None:

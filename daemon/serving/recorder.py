@@ -21,6 +21,9 @@ from daemon.serving.spool import Layout, Spool
 from policies.clock import Clock
 from policies.telemetry import OUTCOMES, Field, group_key, row_key, sample_fields, telemetry_fields
 
+_COLOUR_LAST, _COLOURS = 4, 3
+_LARGEST = float(np.finfo(np.float32).max)
+
 OUTCOME_CODES = {name: code for code, name in enumerate(OUTCOMES)}
 
 
@@ -36,15 +39,22 @@ def dtype_of(fields: Sequence[Field]) -> np.dtype[Any]:
 def summary(x: NDArray[Any]) -> NDArray[np.float32]:
     """Return mean, deviation, minimum, maximum and mean step along the last axis of each row, ``(n, 5)``.
 
+    Where the last axis holds the three colours of a picture, steps are taken along its width.
+
     >>> summary(np.array([[0, 2, 4]], np.uint8)).tolist()
     [[2.0, 1.632993221282959, 0.0, 4.0, 2.0]]
     """
-    flat = x.reshape(len(x), -1).astype(np.float32)
-    steps = np.zeros(len(x), np.float32)
-    if x.ndim > 1 and x.shape[-1] > 1:
-        steps = np.abs(np.diff(flat.reshape(x.shape), axis=-1)).reshape(len(x), -1).mean(axis=1)
+    # Bytes fit into float32 and are quickest there. A sensor at the end of its scale would overflow, and its
+    # row would count as unusable.
+    exact = np.float32 if x.dtype.itemsize == 1 else np.float64
+    flat = x.reshape(len(x), -1).astype(exact)
+    steps = np.zeros(len(x), exact)
+    axis = -2 if x.ndim == _COLOUR_LAST and x.shape[-1] == _COLOURS else -1
+    if x.ndim > 1 and x.shape[axis] > 1:
+        steps = np.abs(np.diff(flat.reshape(x.shape), axis=axis)).reshape(len(x), -1).mean(axis=1)
     columns = flat.mean(axis=1), flat.std(axis=1), flat.min(axis=1), flat.max(axis=1), steps
-    return np.stack(columns, axis=1).astype(np.float32)
+    told = np.stack(columns, axis=1)
+    return told if exact is np.float32 else np.clip(told, -_LARGEST, _LARGEST).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

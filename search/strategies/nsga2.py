@@ -15,7 +15,7 @@ from search.space import Genes, Space
 
 _IMMIGRANTS = 0.1
 _CHANGED_GENES = 1.5
-_POPULATION = 64
+_POPULATION = 128
 
 
 class Nsga2:
@@ -45,7 +45,7 @@ class Nsga2:
         every = np.concatenate([self._space.normal(genes, self._reference), self._genes])
         scores = np.concatenate([objectives, self._objectives])
         # The newest answer about a genome comes first, and unique keeps the first.
-        _, first = np.unique(every, axis=0, return_index=True)
+        _, first = np.unique(self._space.names(every), return_index=True)
         first.sort()
         kept = first[survivors(scores[first], _POPULATION)]
         self._genes, self._objectives = every[kept], scores[kept]

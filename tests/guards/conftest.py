@@ -284,6 +284,7 @@ def search(genome: Genome, bundle: Artefact) -> SearchResult:
     )
     return SearchResult(
         brief="search-1",
+        seed=0,
         winner=genome,
         bundle=bundle,
         state=bundle,

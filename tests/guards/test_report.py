@@ -11,13 +11,13 @@ from guards import page, report
 from guards.charts import front, span, ticks
 from guards.material import Material
 from guards.roster import BUILTIN
-from guards.structure import Layer
+from guards.weights import Layer
 from policies.case import Case
 from policies.terms import Evidence, Finding, Verdict
 from policies.wire import canonical
 
-LAYERS = [Layer("Conv", 3, 1, 8, 2), Layer("Linear", 1, 8, 4, 1)]
-WIDER = [Layer("Conv", 5, 1, 12, 2), Layer("Linear", 1, 12, 4, 1), Layer("Linear", 1, 4, 4, 1)]
+LAYERS = [Layer("Conv", (3, 3), 1, 8, 2), Layer("Linear", (1,), 8, 4, 1)]
+WIDER = [Layer("Conv", (5, 5), 1, 12, 2), Layer("Linear", (1,), 12, 4, 1), Layer("Linear", (1,), 4, 4, 1)]
 
 
 @pytest.fixture

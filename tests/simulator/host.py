@@ -355,6 +355,7 @@ def _search(path: Path, out: Path) -> None:
     artefact = {name: Artefact(path=name, digest=digest_bytes(raw)) for name, raw in files.items()}
     result = SearchResult(
         brief=brief.id,
+        seed=0,
         winner=Genome(space="image", genes=(1, 2, brief.parent_generation)),
         bundle=artefact["bundle.onnx"],
         state=artefact["state.safetensors"],

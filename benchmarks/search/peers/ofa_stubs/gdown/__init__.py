@@ -1,0 +1,1 @@
+"""Stands in for gdown while OFA's model zoo is imported; see ``torchvision`` beside it for why."""

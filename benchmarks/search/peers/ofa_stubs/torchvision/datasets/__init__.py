@@ -1,0 +1,1 @@
+"""Empty: OFA's ImageNet exam imports it and uses it only on image folders."""

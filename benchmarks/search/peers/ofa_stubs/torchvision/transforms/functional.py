@@ -1,0 +1,1 @@
+"""Empty: OFA's image loader imports it and calls it only on image files."""

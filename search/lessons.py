@@ -1,0 +1,93 @@
+"""Who learns at each step, and from what.
+
+* The first subnet is the largest. Beside it learn a neighbour of what is worth keeping, and in turn the
+  smallest and a stranger.
+* Strangers are drawn by cost: one of many samples, from the stratum whose turn it is, because a sample of
+  genes is nearly always of middling cost, and both ends are what the front is made of.
+* Under the schedule ``shrinking`` the kinds of genes become elastic one after the other, the widest network
+  first.
+
+Source: Wang et al., AttentiveNAS (2021), for the bias to the middle; Cai et al., Once-for-All (2020), for
+shrinking.
+"""
+
+import numpy as np
+from torch import Tensor
+
+from policies.terms import Schedule
+from search.batches import Batches
+from search.blueprint import Blueprint
+from search.desk import Desk
+from search.pace import BATCH
+from search.space import Genes
+from search.training import Course, Pupil
+
+_SMALLEST_EVERY = 3
+_STRATA = 5
+_DRAWN = 32
+_SHRINKING = (("size",), ("kernel",), ("depth", "exit"), ("expansion", "width", "squeeze"))
+"""Which kinds become elastic when, as Once-for-All does it; each part takes an equal share of the steps."""
+
+
+class Lessons:
+    """The training of one search.
+
+    Args:
+        desk: Of the search.
+        course: How long and how fast.
+        centres: (k, genes) whose neighbours learn.
+        rate: Share of genes in which a neighbour differs from its centre.
+        memory: (old rows, classes) logits that the parent gave to the old rows.
+    """
+
+    def __init__(
+        self, desk: Desk, course: Course, centres: Genes, rate: float, memory: Tensor | None
+    ) -> None:
+        self._desk = desk
+        self._course = course
+        self._centres = centres
+        self._rate = rate
+        space = desk.space
+        self._largest = space.blueprint(space.largest)
+        self._smallest = space.blueprint(space.smallest)
+        brief, data = desk.brief, desk.data
+        batches = Batches(
+            desk.net,
+            data.train_new,
+            data.train_old,
+            memory,
+            desk.entry.layout,
+            brief.task.augmentation,
+            BATCH,
+            brief.seed,
+        )
+        self.pupil = Pupil(desk.net, batches, self.subnets, course, desk.crew)
+
+    def subnets(self, step: int) -> tuple[Blueprint, ...]:
+        """Return who learns at a step."""
+        space = self._desk.space
+        rng = np.random.default_rng([self._desk.brief.seed, 1, step])
+        centre = self._centres[rng.integers(0, len(self._centres), 1)]
+        near = self._allowed(space.mutate(rng, centre, self._rate), step)
+        third = self._smallest
+        if step % _SMALLEST_EVERY or self._desk.brief.schedule is Schedule.SHRINKING:
+            third = space.blueprint(self._stranger(rng, step))
+        return self._largest, space.blueprint(near[0]), third
+
+    def _stranger(self, rng: np.random.Generator, step: int) -> Genes:
+        drawn = self._allowed(self._desk.space.sample(rng, _DRAWN), step)
+        order = np.argsort(self._desk.costs.macs(drawn), kind="stable")
+        stratum = step % _STRATA
+        position = (stratum + rng.random()) / _STRATA * len(drawn)
+        chosen: Genes = drawn[order[min(int(position), len(drawn) - 1)]]
+        return chosen
+
+    def _allowed(self, genes: Genes, step: int) -> Genes:
+        """Return genomes with the genes that are not elastic yet at their largest."""
+        if self._desk.brief.schedule is not Schedule.SHRINKING:
+            return genes
+        parts = len(_SHRINKING)
+        open_kinds = _SHRINKING[: 1 + step * parts // max(1, self._course.steps)]
+        elastic = {kind for part in open_kinds for kind in part}
+        held = np.array([kind not in elastic and kind != "precision" for kind in self._desk.space.kinds])
+        return np.where(held, self._desk.space.largest, genes)
