@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from policies.errors import PermanentError
-from policies.terms import Brief, Genome, Precision, SearchResult
+from policies.terms import Brief, Genome, Point, Precision, SearchResult
 from policies.wire import canonical
 from search.admission import admit, read_brief
 from search.order import BRIEF, PROFILE, RESULT, Order, keep_profile, prepare, read_order, read_result
@@ -179,9 +179,10 @@ def _finish(
     """Draw the picture and keep the costs; return the incumbent, and where the costs were kept."""
     earlier = None if order.parent is None else read_result(base / order.parent)
     incumbent = incumbent_of(result, earlier)
-    title = f"{brief.task.name}: search of kind {brief.kind}, seed {brief.seed}"
-    picture = pareto_svg(result, lambda genome: _precision(brief, genome), incumbent, title)
-    write_whole(out / _PICTURE, picture.encode())
+    if any(point.measured for point in result.points):
+        title = f"{brief.task.name}: search of kind {brief.kind}, seed {brief.seed}"
+        picture = pareto_svg(result, lambda genome: _precision(brief, genome), incumbent, title)
+        write_whole(out / _PICTURE, picture.encode())
     return incumbent, keep_profile(order, base, out)
 
 
@@ -226,17 +227,19 @@ def _files(out: Path, kept: Path | None) -> list[Path]:
 
 def _tell(brief: Brief, result: SearchResult, incumbent: Mark | None, files: list[Path]) -> None:
     screen = _console()
-    screen.print(_table(brief, result))
-    winner = next((point for point in result.points if point.genome == result.winner), None)
-    if winner is not None:
-        screen.print(f"winner     {winner.accuracy:.4f} at {winner.latency_ms:.4g} ms")
-    if incumbent is not None:
-        screen.print(
-            f"incumbent  {incumbent.accuracy:.4f} at {incumbent.latency_ms:.4g} ms, on the same rows"
-        )
-    for one in result.evidence:
-        if one.name.startswith("incumbent"):
-            screen.print(f"{one.name}  {one.value:.6g} {one.unit} (n={one.n})")
+    shown = [point for point in front(result.points) if point.measured]
+    shown += [one for one in result.points if one.genome == result.winner and one.measured]
+    if shown:
+        screen.print(_table(brief, result, list(dict.fromkeys(shown))))
+    else:
+        screen.print("no new row has a label, so nothing could be ranked: the parent was brought up to date")
+    winner = next((one for one in shown if one.genome == result.winner), None)
+    # The incumbent's equal: a winner may be slower than it, and then proves nothing against it.
+    equal = [one for one in shown if incumbent is not None and one.latency_ms <= incumbent.latency_ms]
+    best = max(equal, key=lambda one: one.accuracy, default=None)
+    for name, mark in (("winner", winner), ("incumbent", incumbent), ("no slower", best)):
+        if mark is not None:
+            screen.print(f"{name:9}  accuracy {mark.accuracy:.4f} at {mark.latency_ms:.4g} ms")
     screen.print(
         f"{result.architectures} architectures, {result.cpu_s:.1f} of {brief.budget_cpu_s:g} CPU-s, "
         f"{result.wall_s:.1f} s\n"
@@ -245,15 +248,13 @@ def _tell(brief: Brief, result: SearchResult, incumbent: Mark | None, files: lis
         screen.print(str(path), soft_wrap=True)
 
 
-def _table(brief: Brief, result: SearchResult) -> Table:
+def _table(brief: Brief, result: SearchResult, shown: list[Point]) -> Table:
     table = Table(title="The front, the fastest first", title_justify="left", box=None, pad_edge=False)
     table.add_column("architecture", overflow="fold")
     for name in ("accuracy", "ms", "params"):
         table.add_column(name, justify="right")
     table.add_column("precision")
     table.add_column("")
-    shown = front(result.points)
-    shown += [one for one in result.points if one.genome == result.winner and one not in shown]
     for point in shown:
         wins = point.genome == result.winner
         table.add_row(

@@ -1,37 +1,88 @@
 """A search after the data moved: what the supernet knows, bent to the new rows without forgetting the old.
 
-* The archive is scored on the new rows before anything is trained; the parent and the best of it are the
-  centres around which neighbours learn.
-* Old rows carry the answers of the parent's largest subnet, given before the first step.
+* First the parent's own batch norms are brought up to date. New rows alone may mislead them (where classes
+  have become rarer, not other), so rows of both regimes, of one or of the other are tried, and the exam
+  decides.
+* Then the parent alone is trained for a short while at a steady rate, its weights averaged: a step of one
+  small network costs a fifth of a step of the sandwich, so this is where most of what was lost comes back
+  first. It is kept only when the exam says that it is better.
+* Then the archive is scored; the parent and the best of it are the centres around which the supernet learns.
+* Old rows carry the parent's answers, given before the first step.
 """
 
 import numpy as np
 from torch import Tensor, from_numpy
 
 from search import choice, plan
+from search.batches import Batches
 from search.desk import Desk
 from search.exam import Marks, outputs
 from search.lessons import Lessons
+from search.library import clearly_better
+from search.pace import BATCH
 from search.space import Genes
+from search.training import Course, Pupil
 
 RATE = 0.15
 """Share of genes in which a trained neighbour differs from its centre."""
 
 _CENTRES = 4
 _SCORED = 8
+_MIXES = (0.5, 0.0, 1.0)
+_STEADY_RATE = 0.1
 
 
-def before(desk: Desk) -> tuple[Marks, Genes]:
-    """Score parent and archive on today's rows; return the parent's marks, and the centres, the parent
-    first."""
-    report = desk.reporter("before")
-    report(0, 1, "before: the archive on the new rows")
+def before(desk: Desk) -> Marks:
+    """Choose the rows that calibrate, and return how the parent does with them on today's rows."""
+    desk.reporter("before")(0, 1, "before: the parent on the new rows")
+    tried: list[tuple[float, float, Marks]] = []
+    for mix in _MIXES if len(desk.data.train_old) else (desk.record.mix,):
+        desk.record.mix = mix
+        marks = desk.examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
+        tried.append((choice.score(0.0, marks, None, 1.0) + (marks.accuracy_old or 0.0), mix, marks))
+    # The first is kept on a tie: both regimes together.
+    _, desk.record.mix, marks = max(tried, key=lambda one: one[0])
+    note_before(desk, marks)
+    desk.record.note("calibration_new", desk.record.mix, "share")
+    return marks
+
+
+def settle(desk: Desk, parent: Marks) -> None:
+    """Train the parent alone for a short while; keep that when it clearly helps."""
+    pupil = settling(desk)
+    pupil.train(desk.budget, desk.reporter("settle"), lambda _: None)
+    settled = pupil.averaged()
+    marks = desk.with_net(settled).examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
+    helped = clearly_better(marks, parent)
+    desk.net.load(settled.state() if helped else desk.parent.state)
+    desk.record.note("settled", float(helped), "yes or no")
+    desk.record.evidence.append(choice.accuracy_evidence("accuracy_settled", marks.new))
+
+
+def settling(desk: Desk) -> Pupil:
+    """Return the parent alone, in training at a steady rate."""
+    data, blueprint = desk.data, desk.space.blueprint(desk.parent.genes)
+    batches = Batches(
+        desk.net,
+        data.train_new,
+        data.train_old,
+        None,
+        desk.entry.layout,
+        desk.brief.task.augmentation,
+        BATCH,
+        desk.brief.seed + 2,
+    )
+    course = Course("settle", plan.settling_steps(desk), 0, _STEADY_RATE, 0.3, steady=True)
+    return Pupil(desk.net, batches, lambda _: (blueprint,), course, desk.crew)
+
+
+def centres(desk: Desk) -> Genes:
+    """Score the archive on today's rows; return the parent and the best of it."""
     archived = desk.archived()[: 1 + _SCORED]
-    marks = desk.crew.map(desk.examiner(plan.CALIBRATION_ROWS).examine, list(archived))
-    note_before(desk, marks[0])
-    accuracies = np.array([mark.accuracy for mark in marks[1:]])
-    best = np.argsort(-accuracies, kind="stable")[: _CENTRES - 1]
-    return marks[0], np.concatenate([archived[:1], archived[1:][best]])
+    desk.reporter("before")(0, len(archived), "before: the archive on the new rows")
+    marks = desk.crew.map(desk.examiner(plan.CALIBRATION_ROWS).examine, list(archived[1:]))
+    best = np.argsort([-mark.accuracy for mark in marks], kind="stable")[: _CENTRES - 1]
+    return np.concatenate([archived[:1], archived[1:][best]])
 
 
 def note_before(desk: Desk, marks: Marks) -> None:
@@ -49,16 +100,16 @@ def lessons(desk: Desk, centres: Genes) -> Lessons:
 
 
 def memory_of(desk: Desk) -> Tensor | None:
-    """Return what the parent's largest subnet says of the old rows; (old rows, classes)."""
+    """Return what the parent says of the old rows; (old rows, classes)."""
     old = desk.data.train_old
     if not len(old):
         return None
     net = desk.net.twin()
     net.load(desk.parent.state)
-    largest = desk.space.blueprint(desk.space.largest)
+    parent = desk.space.blueprint(desk.parent.genes)
     rows = old.some(plan.FINAL_CALIBRATION_ROWS, np.random.default_rng([desk.brief.seed, 7]))
-    statistics = net.calibrate(largest, net.prepare(rows.x))
-    return from_numpy(outputs(net, largest, statistics, old.x)[0])
+    statistics = net.calibrate(parent, net.prepare(rows.x))
+    return from_numpy(outputs(net, parent, statistics, old.x)[0])
 
 
 def seeds(desk: Desk, centres: Genes) -> Genes:

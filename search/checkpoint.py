@@ -64,6 +64,7 @@ class Kept(Term):
     cut: tuple[str, ...]
     evidence: tuple[Evidence, ...]
     old_before: float | None
+    mix: float
     centres: tuple[tuple[int, ...], ...]
     training: Moment | None
     trained: bool

@@ -50,7 +50,8 @@ def score(latency_ms: float, marks: Marks, old_before: float | None, scale_ms: f
     lost = 0.0
     if old_before is not None and marks.accuracy_old is not None:
         lost = max(0.0, old_before - OLD_ALLOWANCE - marks.accuracy_old)
-    return marks.accuracy - _OLD_WEIGHT * lost - _LATENCY_WEIGHT * latency_ms / scale_ms
+    accuracy = marks.accuracy if len(marks.new) else 0.0
+    return accuracy - _OLD_WEIGHT * lost - _LATENCY_WEIGHT * latency_ms / scale_ms
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:

@@ -19,7 +19,10 @@ from policies.terms import Datatype, Task
 
 UNLABELLED = -1
 
-_DTYPES = {Datatype.UINT8: np.dtype(np.uint8), Datatype.FP32: np.dtype(np.float32)}
+_DTYPES: dict[Datatype, np.dtype[Any]] = {
+    Datatype.UINT8: np.dtype(np.uint8),
+    Datatype.FP32: np.dtype(np.float32),
+}
 
 MIN_TRAIN_ROWS = 100
 MIN_SEARCH_ROWS = 50

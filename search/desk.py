@@ -42,10 +42,18 @@ class Tools:
 
 @dataclass
 class Record:
-    """What a search finds out on its way; grows."""
+    """What a search finds out on its way; grows.
+
+    Args:
+        evidence: Numbers for the result.
+        old_before: Accuracy on old rows that the parent had.
+        mix: Share of new rows among those that calibrate batch norms, where there are old ones.
+        centres: Genomes around which an adaptation trains.
+    """
 
     evidence: list[Evidence] = field(default_factory=list)
     old_before: float | None = None
+    mix: float = 0.5
     centres: tuple[tuple[int, ...], ...] = ()
 
     def note(self, name: str, value: float, unit: str, n: int = 1, limit: float | None = None) -> None:
@@ -103,12 +111,14 @@ class Desk:
         return replace(self, net=net)
 
     def examiner(self, calibration_rows: int) -> Examiner:
-        """Return an examiner whose calibration is mixed as the training was."""
+        """Return an examiner whose calibration rows are mixed as the record says."""
         data, seed = self.data, self.brief.seed
         rng = np.random.default_rng([seed, 3])
         if len(data.train_old):
-            half = calibration_rows // 2
-            parts = [data.train_new.some(calibration_rows - half, rng), data.train_old.some(half, rng)]
+            fresh = int(self.record.mix * calibration_rows)
+            counts = (fresh, calibration_rows - fresh)
+            both = (data.train_new, data.train_old)
+            parts = [rows.some(n, rng) for rows, n in zip(both, counts, strict=True) if n]
         else:
             parts = [data.train_new.some(calibration_rows, rng)]
         raw = np.concatenate([part.x for part in parts])

@@ -2,7 +2,7 @@
 
 * Everybody who enters is calibrated on more rows than in the search, and examined again on half of the rows;
   the better half goes on, and answers all of them.
-* The best two are tuned alone for a short while, in copies: the supernet stays as it is. A tuned one stands
+* The best two are tuned alone, in copies: the supernet stays as it is. A tuned one stands
   beside the untuned, and must win by itself.
 * Who is left is exported and timed. Only one whose file and timing meet the limits can win.
 
@@ -19,7 +19,6 @@ from policies.errors import PermanentError
 from search import choice, plan
 from search.batches import Batches
 from search.bounds import MEDIAN_OF_P99
-from search.budget import steps
 from search.choice import Finalist
 from search.dataset import Rows
 from search.desk import Desk
@@ -35,11 +34,7 @@ from search.training import Course, Pupil
 _ENTRANTS = 8
 _FINALISTS = 4
 _TUNED = 2
-_TUNE_RATE = 0.02
-_TUNE_SHARE = 0.05
-"""Share of the whole budget that tuning one finalist may take."""
-
-_MOST_TUNE_STEPS = 400
+_TUNE_RATE = 0.05
 _ROUNDS, _ROUND_RUNS = 5, 30
 
 
@@ -134,9 +129,7 @@ class Final:
     def _tuned(self, entrant: _Entrant) -> _Entrant:
         """Train one subnet on alone, in a copy of the net."""
         desk, blueprint = self._desk, entrant.subnet.blueprint
-        profile = desk.costs.profile
-        cost = profile.seconds_per_net + BATCH * blueprint.macs * profile.seconds_per_mac
-        count = min(steps(_TUNE_SHARE * desk.budget.total_s, cost), _MOST_TUNE_STEPS)
+        count = plan.tuning_steps(desk, entrant.look.genes)
         net, data, seed = desk.net.twin(), desk.data, desk.brief.seed
         augmentation = desk.brief.task.augmentation
         batches = Batches(

@@ -1,14 +1,18 @@
 """Who learns at each step, and from what.
 
-* The first subnet is the largest. Beside it learn a neighbour of what is worth keeping, and in turn the
-  smallest and a stranger.
+* At founding the largest subnet teaches; beside it learn a neighbour of it, and in turn the smallest and a
+  stranger.
+* In an adaptation the parent teaches, and its neighbours and those of the best of the archive learn; a
+  stranger comes in now and then, so that the rest of the net is not left behind. Measured on the meter
+  reader's shift, at equal CPU time: parent 97.3 %, neighbours 96.7 %, largest 96.6 %; with the largest as
+  teacher 96.7, 96.7 and 96.3.
 * Strangers are drawn by cost: one of many samples, from the stratum whose turn it is, because a sample of
   genes is nearly always of middling cost, and both ends are what the front is made of.
 * Under the schedule ``shrinking`` the kinds of genes become elastic one after the other, the widest network
   first.
 
 Source: Wang et al., AttentiveNAS (2021), for the bias to the middle; Cai et al., Once-for-All (2020), for
-shrinking.
+shrinking; Xu et al., Supernet shifting (2024), for training what the search visits.
 """
 
 import numpy as np
@@ -23,6 +27,7 @@ from search.space import Genes
 from search.training import Course, Pupil
 
 _SMALLEST_EVERY = 3
+_STRANGER_EVERY = 4
 _STRATA = 5
 _DRAWN = 32
 _SHRINKING = (("size",), ("kernel",), ("depth", "exit"), ("expansion", "width", "squeeze"))
@@ -48,8 +53,8 @@ class Lessons:
         self._centres = centres
         self._rate = rate
         space = desk.space
-        self._largest = space.blueprint(space.largest)
-        self._smallest = space.blueprint(space.smallest)
+        parent = desk.admission.parent
+        self._teacher = space.blueprint(space.largest if parent is None else parent.genes)
         brief, data = desk.brief, desk.data
         batches = Batches(
             desk.net,
@@ -64,15 +69,18 @@ class Lessons:
         self.pupil = Pupil(desk.net, batches, self.subnets, course, desk.crew)
 
     def subnets(self, step: int) -> tuple[Blueprint, ...]:
-        """Return who learns at a step."""
+        """Return who learns at a step, the teacher first."""
         space = self._desk.space
         rng = np.random.default_rng([self._desk.brief.seed, 1, step])
-        centre = self._centres[rng.integers(0, len(self._centres), 1)]
-        near = self._allowed(space.mutate(rng, centre, self._rate), step)
-        third = self._smallest
-        if step % _SMALLEST_EVERY or self._desk.brief.schedule is Schedule.SHRINKING:
-            third = space.blueprint(self._stranger(rng, step))
-        return self._largest, space.blueprint(near[0]), third
+        drawn = self._centres[rng.integers(0, len(self._centres), 2)]
+        near, other = self._allowed(space.mutate(rng, drawn, self._rate), step)
+        if self._desk.admission.parent is not None:
+            third = self._stranger(rng, step) if step % _STRANGER_EVERY == 0 else other
+        elif self._desk.brief.schedule is Schedule.SHRINKING or step % _SMALLEST_EVERY:
+            third = self._stranger(rng, step)
+        else:
+            third = space.smallest
+        return self._teacher, space.blueprint(near), space.blueprint(third)
 
     def _stranger(self, rng: np.random.Generator, step: int) -> Genes:
         drawn = self._allowed(self._desk.space.sample(rng, _DRAWN), step)

@@ -74,7 +74,7 @@ def consult(case: OracleCase, folder: Path, budget: Budget) -> OracleResult:
     if case.state is not None:
         net.load(load((folder / case.state).read_bytes()))
     nothing = train.take(np.zeros(0, dtype=np.int64))
-    count = steps(budget.total_s - _OVERHEAD_S, _step_s(space, full, case.seed))
+    count = steps(budget.total_s - _OVERHEAD_S, _step_s(space, full, case))
     course = Course("oracle", count, 0, _RATE, 1.0)
     layout = space.entries()[0].layout
     batches = Batches(net, train, nothing, None, layout, case.task.augmentation, BATCH, case.seed)
@@ -98,9 +98,9 @@ def consult(case: OracleCase, folder: Path, budget: Budget) -> OracleResult:
     )
 
 
-def _step_s(space: Space, blueprint: Blueprint, seed: int) -> float:
-    per_mac, per_net = pace(space, time.process_time, seed)
-    return _MARGIN * (per_net + BATCH * blueprint.macs * per_mac)
+def _step_s(space: Space, blueprint: Blueprint, case: OracleCase) -> float:
+    found = pace(space, case.task.augmentation, time.process_time, case.seed)
+    return _MARGIN * (found.per_step + found.per_net + BATCH * blueprint.macs * found.per_mac)
 
 
 def _rows(path: Path) -> Rows:

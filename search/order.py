@@ -35,6 +35,7 @@ from policies.terms import (
     Heirloom,
     Limits,
     Precision,
+    Schedule,
     SearchResult,
     Source,
     Task,
@@ -42,6 +43,7 @@ from policies.terms import (
     TriggerKind,
 )
 from policies.wire import canonical, digest_bytes
+from search.admission import read_brief
 from search.dataset import UNLABELLED
 from search.progress import write_whole
 
@@ -54,6 +56,18 @@ Place = tuple[str | int, ...]
 Arrays = dict[str, NDArray[Any]]
 
 _MEMORY_BYTES = 3 * 2**29
+_SAME = (
+    "kind",
+    "seed",
+    "budget_cpu_s",
+    "threads",
+    "max_memory_bytes",
+    "precisions",
+    "schedule",
+    "pseudo_labels",
+)
+"""What order and brief call the same."""
+
 _NO_BOUND = 1_000_000
 """An edit distance that no two genomes of any space reach."""
 
@@ -95,6 +109,7 @@ class Order(Term):
     profile: str | None = Field(default=None, description="Path of this device's costs, kept if absent.")
     parent: str | None = Field(default=None, description="Folder that an earlier search left.")
     library: tuple[str, ...] = Field(default=(), description="Folders of still earlier ones, latest first.")
+    schedule: Schedule = Schedule.SANDWICH
     pseudo_labels: bool = False
     data: Data | None = Field(default=None, description="None: the task's sources.")
     limits: Ceilings
@@ -218,8 +233,7 @@ def prepare(order: Order, base: Path, out: Path) -> Brief:
         "profile": _profile(order, base, out),
         "library": tuple(_heirloom(base / name, out) for name in order.library),
     }
-    same = ("kind", "seed", "budget_cpu_s", "threads", "max_memory_bytes", "precisions", "pseudo_labels")
-    fields |= {name: getattr(order, name) for name in same}
+    fields |= {name: getattr(order, name) for name in _SAME}
     if order.parent is not None:
         fields |= _parent(base / order.parent, out)
     brief = Brief(**fields)
@@ -270,7 +284,7 @@ def _left(artefact: Artefact, folder: Path, out: Path) -> Artefact:
 def _generation(folder: Path) -> int:
     """Return which generation a search made: its parent's and one; 1 where its brief is not there."""
     path = folder / BRIEF
-    return 1 + (Brief.model_validate_json(path.read_bytes()).parent_generation if path.is_file() else 0)
+    return 1 + (read_brief(path).parent_generation if path.is_file() else 0)
 
 
 def _parent(folder: Path, out: Path) -> dict[str, Any]:

@@ -58,9 +58,8 @@ class Profile(Term):
     line: tuple[float, float] = Field(description="Offset in ms, and slope.")
     int8_line: tuple[float, ...] | None = Field(description="ms for each of the features, the offset last.")
     seconds_per_mac: float = Field(gt=0.0, description="CPU-seconds of training, for each row and product.")
-    seconds_per_net: float = Field(
-        gt=0.0, description="CPU-seconds of training a subnet on a batch, besides."
-    )
+    seconds_per_net: float = Field(gt=0.0, description="CPU-seconds of training, for each subnet of a step.")
+    seconds_per_step: float = Field(gt=0.0, description="CPU-seconds of training, for each step besides.")
     watts: float = Field(gt=0.0)
     energy: Literal["rapl", "model"]
 
@@ -114,14 +113,19 @@ def entry_key(entry: Entry) -> str:
 
 
 def measure(
-    space: Space, clock: Clock, pace: tuple[float, float], seed: int, report: Callable[[int, int], None]
+    space: Space,
+    clock: Clock,
+    pace: tuple[float, float, float],
+    seed: int,
+    report: Callable[[int, int], None],
 ) -> Profile:
     """Measure this device.
 
     Args:
         space: Whose blocks.
         clock: For timing.
-        pace: CPU-seconds of training, for each row and product, and for each subnet (``search.pace``).
+        pace: CPU-seconds of training, for each row and product, for each subnet, for each step
+            (``search.pace``).
         seed: Of weights, inputs and networks.
         report: Told how many blocks are done, of how many.
     """
@@ -150,6 +154,7 @@ def measure(
         int8_line=_int8_line(space, chosen, sums, clock, rng),
         seconds_per_mac=pace[0],
         seconds_per_net=pace[1],
+        seconds_per_step=pace[2],
         watts=watts,
         energy=energy,
     )

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search import plan
-from search.budget import steps
 from search.desk import Desk
 from search.export import Subnet
 from search.pace import BATCH
@@ -31,7 +30,6 @@ _AFFINE_RATE = 2e-3
 _SURE = 0.9
 _PSEUDO_STEPS = 120
 _PSEUDO_RATE = 5e-3
-_SHARE = 0.5
 
 
 def refresh(desk: Desk) -> Subnet:
@@ -46,13 +44,12 @@ def refresh(desk: Desk) -> Subnet:
     first = _answers(Subnet(net, blueprint, statistics), x)
     desk.record.note("confidence_before", float(first.max(dim=1).values.mean()), "share", len(x))
     affine = [one for name, one in net.parameters().items() if name.endswith((".scale", ".shift"))]
-    count = steps(_SHARE * desk.budget.total_s, _step_s(desk))
 
     def uncertainty(batch: Tensor, _at: Tensor) -> Tensor:
         logits, _ = net.forward(blueprint, batch)
         return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
-    _descend(desk, x, affine, _AFFINE_RATE, min(count, _AFFINE_STEPS), uncertainty, "affine")
+    _descend(desk, x, affine, _AFFINE_RATE, plan.refreshing_steps(desk, _AFFINE_STEPS), uncertainty, "affine")
     if desk.brief.pseudo_labels:
         told = _answers(Subnet(net, blueprint, net.calibrate(blueprint, calibration)), x)
         sure, label = told.max(dim=1)
@@ -64,7 +61,15 @@ def refresh(desk: Desk) -> Subnet:
 
         every = list(net.parameters().values())
         if len(kept) >= BATCH:
-            _descend(desk, x[kept], every, _PSEUDO_RATE, min(count, _PSEUDO_STEPS), disagreement, "pseudo")
+            _descend(
+                desk,
+                x[kept],
+                every,
+                _PSEUDO_RATE,
+                plan.refreshing_steps(desk, _PSEUDO_STEPS),
+                disagreement,
+                "pseudo",
+            )
     done = Subnet(net, blueprint, net.calibrate(blueprint, calibration))
     last = _answers(done, x)
     desk.record.note("confidence", float(last.max(dim=1).values.mean()), "share", len(x))
@@ -98,9 +103,3 @@ def _answers(subnet: Subnet, x: Tensor) -> Tensor:
             for first in range(0, len(x), 256)
         ]
     return torch.cat(parts).softmax(dim=1)
-
-
-def _step_s(desk: Desk) -> float:
-    profile = desk.costs.profile
-    macs = float(desk.costs.macs(desk.parent.genes[None])[0])
-    return profile.seconds_per_net + BATCH * macs * profile.seconds_per_mac

@@ -9,6 +9,7 @@ to the same winner and the same bytes as if it had not been broken off.
 """
 
 import platform
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ class Run:
             net.load(parent.state)
         if self._found is not None:
             kept = self._found.kept
-            record = Record(list(kept.evidence), kept.old_before, kept.centres)
+            record = Record(list(kept.evidence), kept.old_before, kept.mix, kept.centres)
         budget = Budget(brief.budget_cpu_s, self._cpu_s)
         budget.cut += () if self._found is None else self._found.kept.cut
         return Desk(
@@ -143,16 +144,18 @@ class Run:
 
     def _profile(self) -> Profile:
         known = self._admission.profile if self._found is None else self._found.kept.profile
-        if known is not None:
-            return known
         brief, space = self._admission.brief, self._admission.space
+        # One that was measured while int8 was not allowed says nothing of it.
+        if known is not None and (known.int8_line is not None or len(brief.precisions) == 1):
+            return known
         self._progress.report("profile", 0, 1, "profile: timing blocks, networks and training on this device")
 
         def report(done: int, total: int) -> None:
             self._progress.report("profile", done, total, f"profile: block {done} of {total}")
 
         # The pace counts CPU time of this process alone; threads of the crew are idle here.
-        return measure(space, self._tools.clock, pace(space, self._tools.cpu, brief.seed), brief.seed, report)
+        found = pace(space, brief.task.augmentation, self._tools.cpu, brief.seed)
+        return measure(space, self._tools.clock, astuple(found), brief.seed, report)
 
     def _bounds(self, parent: Parent | None, costs: Costs) -> Bounds:
         brief, space = self._admission.brief, self._admission.space
@@ -172,8 +175,12 @@ class Run:
         """Score what there is on today's rows; a search that goes on has done it already."""
         if self._found is not None and self._found.kept.centres:
             return None, np.array(self._found.kept.centres, dtype=np.int64)
-        parent, centres = adapting.before(desk)
+        parent = adapting.before(desk)
         back = returned(desk, parent)
+        if back is not None:
+            return back, desk.parent.genes[None]
+        adapting.settle(desk, parent)
+        centres = adapting.centres(desk)
         desk.record.centres = tuple(tuple(int(gene) for gene in row) for row in centres)
         return back, centres
 
@@ -246,6 +253,7 @@ class Run:
             cut=tuple(desk.budget.cut),
             evidence=tuple(record.evidence),
             old_before=record.old_before,
+            mix=record.mix,
             centres=record.centres,
             training=training if pupil is None else to_moment(pupil.memory),
             trained=self._trained,

@@ -10,6 +10,8 @@
   When the budget will not reach the plan, the plan is shortened, so that the fall is never cut off.
 * When the loss leaves its path, or is no number, training goes back to the last snapshot and on at half the
   rate.
+* A steady course keeps its rate and averages its weights instead: it has a good answer at every moment, where
+  a cosine has one at its end.
 * Nothing here has a memory but the weights and what ``Pupil.memory`` returns: every step draws its rows, its
   noise and its subnets from the seed and its own number. So a training that was broken off goes on as if it
   had not been.
@@ -42,6 +44,8 @@ MOMENTUM = 0.9
 _DECAY = 1e-4
 _CLIP = 2.0
 _RISE = 20
+_STEADY_RISE = 3
+_LONGEST_AVERAGE = 0.97
 _LOOK_EVERY = 10
 SNAPSHOT_EVERY = 50
 _MEMORY_WEIGHT = 0.2
@@ -61,7 +65,7 @@ class Course:
         warm: How many of them train the first subnet alone.
         rate: The highest learning rate.
         end_share: Of the whole budget, that may be gone by the end.
-        frozen: Names of tensors that stay as they are.
+        steady: Whether the rate stays, and the answer is the average of the weights.
     """
 
     phase: str
@@ -69,7 +73,7 @@ class Course:
     warm: int
     rate: float
     end_share: float
-    frozen: frozenset[str] = frozenset()
+    steady: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,11 @@ class Pupil:
         self._subnets = subnets
         self._course = course
         self._crew = crew
-        self._weights = {
-            name: weight for name, weight in net.parameters().items() if name not in course.frozen
-        }
+        self._weights = net.parameters()
         self._optimiser = torch.optim.SGD(
             list(self._weights.values()), course.rate, momentum=MOMENTUM, nesterov=True, weight_decay=_DECAY
         )
+        self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self.memory = Memory(0, course.steps, 1.0, math.nan, 0)
         self._snapshot = (self.memory, self.tensors())
 
@@ -121,6 +124,14 @@ class Pupil:
             if buffer is not None:
                 held[f"momentum.{name}"] = buffer.clone(memory_format=torch.contiguous_format)
         return held
+
+    def averaged(self) -> Supernet:
+        """Return a copy of the net with the averaged weights; of a steady course only."""
+        twin = self._net.twin()
+        with torch.no_grad():
+            for name, weight in twin.parameters().items():
+                weight.copy_(self._average[name])
+        return twin
 
     def restore(self, memory: Memory, tensors: Mapping[str, Tensor]) -> None:
         """Go back to a moment, or take up a training that was broken off."""
@@ -159,7 +170,7 @@ class Pupil:
             if step % SNAPSHOT_EVERY == 0:
                 self._snapshot = (self.memory, self.tensors())
                 keep(self)
-            loss = self._step(step)
+            loss = self.step(step)
             if self._spiked(loss):
                 self._go_back()
                 continue
@@ -185,10 +196,13 @@ class Pupil:
         )
         self.restore(calmer, tensors)
 
-    def _step(self, step: int) -> float:
+    def step(self, step: int) -> float:
         """Take one step; return the mean loss of its subnets before it."""
         course = self._course
-        rate = rate_at(step, self.memory.planned, course.rate) * self.memory.scale
+        if course.steady:
+            rate = course.rate * min(1.0, (step + 1) / _STEADY_RISE) * self.memory.scale
+        else:
+            rate = rate_at(step, self.memory.planned, course.rate) * self.memory.scale
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         blueprints = self._subnets(step)
@@ -198,7 +212,18 @@ class Pupil:
         torch.nn.utils.clip_grad_norm_(list(self._weights.values()), _CLIP)
         if math.isfinite(loss):
             self._optimiser.step()
+        if course.steady:
+            self._follow(step)
         return loss
+
+    def _follow(self, step: int) -> None:
+        """Move the average towards the weights that just learned; a young average moves fast."""
+        moved = [name for name, weight in self._weights.items() if weight.grad is not None]
+        share = 1 - min(_LONGEST_AVERAGE, (step + 1) / (step + 5))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                [self._average[name] for name in moved], [self._weights[name] for name in moved], share
+            )
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:

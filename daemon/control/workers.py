@@ -37,8 +37,15 @@ _LIBRARIES = ("/usr", "/bin", "/lib", "/lib32", "/lib64")
 _MACHINE = (
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload", "/etc/localtime"),
     *("/dev/urandom", "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"),
+    "/sys/class/powercap/intel-rapl:0/energy_uj",
 )
 """What an interpreter with torch and onnxruntime reads of the machine it runs on."""
+
+SESSION_NICE = 10
+"""A search's session among others, as ``nice`` counts (sched(7), autogroup): a tenth of what another has.
+
+Less keeps the neighbours' tail no better, and lets a search on a busy machine starve until its deadline.
+"""
 
 _CAGE = "cage.json"
 """In a worker's folder, out of its reach: what it was granted."""
@@ -200,6 +207,8 @@ def start(module: str, case: Path, folder: Path, result: str, allowance: Allowan
             start_new_session=True,
         )
     _restrain(process.pid, allowance)
+    if module in _ROOMS:
+        _yield_as_a_group(process.pid)
     (folder / "pid").write_text(str(process.pid))
     return Worker(
         folder=folder,
@@ -287,3 +296,18 @@ def _restrain(pid: int, allowance: Allowance) -> None:
         log.info("worker %s ended before it was restrained", pid)
     except PermissionError as error:
         log.warning("worker %s runs without idle scheduling: %s", pid, error)
+
+
+def _yield_as_a_group(pid: int) -> None:
+    """Let a search's session count for little among the sessions of this machine.
+
+    The panel's is left as it is: it times networks.
+    """
+    # Where the kernel schedules by session (autogroup), idle is idle inside the session alone, and the kernel
+    # even places others on its processor: worse than no protection (benchmarks/search/neighbour.py).
+    try:
+        Path(f"/proc/{pid}/autogroup").write_text(str(SESSION_NICE))
+    except (FileNotFoundError, ProcessLookupError):
+        log.debug("worker %s has no session to be scheduled by", pid)
+    except OSError as error:
+        log.warning("worker %s yields inside its session alone: %s", pid, error)

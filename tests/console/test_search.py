@@ -190,7 +190,7 @@ def _searched(brief: Path, out: Path, tools: Any) -> SearchResult:
         evidence.append(Evidence(name="accuracy_before", value=0.625, unit="share", n=40))
     result = SearchResult(
         brief=asked.id,
-        seed=0,
+        seed=asked.seed,
         winner=points[0].genome,
         bundle=files["bundle.onnx"],
         state=files["state.safetensors"],
@@ -237,6 +237,7 @@ def test_a_search_shows_its_phases_its_front_and_where_its_files_lie(
     assert "4,321" in seen.out
     assert "fp32" in seen.out
     assert "incumbent" not in seen.out
+    assert "no slower" not in seen.out
     out = folder / "order-result"
     for name in ("result.json", "bundle.onnx", "pareto.svg", "profile.json"):
         assert str(out / name) in seen.out
@@ -263,9 +264,24 @@ def test_a_later_search_shows_its_winner_beside_the_incumbent(
     capsys.readouterr()
     assert door.main(["run", str(folder / "later.toml")]) == 0
     seen = capsys.readouterr().out
-    assert "winner     0.9000 at 0.2 ms" in seen
-    assert "incumbent  0.6250 at 0.2 ms" in seen
+    assert "winner     accuracy 0.9000 at 0.2 ms" in seen
+    assert "incumbent  accuracy 0.6250 at 0.2 ms" in seen
+    assert "no slower  accuracy 0.9000 at 0.2 ms" in seen
     assert "incumbent: 0.6250" in (folder / "later-result" / "pareto.svg").read_text()
+
+
+def test_a_search_without_labels_shows_no_front_and_no_picture(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refreshed(brief: Path, out: Path, tools: Any) -> SearchResult:
+        found = _searched(brief, out, tools)
+        points = tuple(point.model_copy(update={"measured": False}) for point in found.points)
+        return found.model_copy(update={"points": points})
+
+    monkeypatch.setattr(door, "search", refreshed)
+    assert door.main(["run", str(folder / "order.toml")]) == 0
+    assert "nothing could be ranked" in capsys.readouterr().out
+    assert not (folder / "order-result" / "pareto.svg").exists()
 
 
 def test_json_is_the_result_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """Orders: a good file beside one bad twin for each mistake; the brief and rows that a good one becomes."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from policies.document import load_task
 from policies.errors import PermanentError
-from policies.terms import Artefact, Brief, Evidence, Genome, Precision, SearchResult, TriggerKind
+from policies.terms import Artefact, Brief, Evidence, Genome, Modality, Precision, SearchResult, TriggerKind
 from policies.wire import canonical, digest_bytes
 from search.order import draw_roles, keep_profile, prepare, read_order
 
@@ -79,8 +79,8 @@ def write(tmp_path: Path) -> Write:
     return to_file
 
 
-def _earlier(folder: Path, generation: int | None = None) -> SearchResult:
-    """Let a folder look as if a search had ended there; ``generation`` is that of its own parent."""
+def _earlier(folder: Path) -> SearchResult:
+    """Let a folder look as if a search had ended there."""
     folder.mkdir()
     left = Artefact(path="state.safetensors", digest=digest_bytes(b""))
     result = SearchResult(
@@ -99,8 +99,6 @@ def _earlier(folder: Path, generation: int | None = None) -> SearchResult:
         phases_s={},
     )
     (folder / "result.json").write_bytes(canonical(result))
-    if generation is not None:
-        (folder / "brief.json").write_text(json.dumps({"parent_generation": generation}))
     return result
 
 
@@ -217,6 +215,12 @@ def test_all_mistakes_are_told_at_once(write: Write) -> None:
 def test_an_order_that_is_not_there_is_refused_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match=r"nowhere\.toml"):
         read_order(tmp_path / "nowhere.toml")
+
+
+def test_the_orders_of_the_examples_and_their_tasks_can_be_read() -> None:
+    found = sorted((Path(__file__).parents[2] / "examples").glob("*/brief*.toml"))
+    orders = [(path, read_order(path)) for path in found]
+    assert {load_task(path.parent / order.task).modality for path, order in orders} == set(Modality)
 
 
 # -- the rows ---------------------------------------------------------------------------------------------
@@ -339,6 +343,9 @@ def test_a_parent_is_read_from_the_folder_that_its_search_left(write: Write, tmp
     assert brief.limits.max_edit_distance == 5
     shutil.copy(tmp_path / "out" / "brief.json", tmp_path / "earlier")
     assert _prepared(write(LATER))[0].parent_generation == 2
+    (tmp_path / "earlier" / "brief.json").write_text("{}")
+    with pytest.raises(PermanentError, match="expected a brief in"):
+        _prepared(write(LATER))
 
 
 def test_a_parent_without_a_result_is_refused_and_so_is_its_folder_as_ours(

@@ -1,44 +1,48 @@
-"""Whole searches over a tiny task: what they find, what they leave, what they spend."""
+"""Whole searches over tiny tasks: what they find, what they leave, what they spend."""
 
 import base64
 import json
-from collections.abc import Callable
-from pathlib import Path
+import subprocess
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from policies.bundle import KEY, OPSET, BundleMeta, check_task
-from policies.case import Artefact
-from policies.errors import PermanentError
-from policies.limits import edit_distance
-from policies.terms import Brief, SearchResult, TriggerKind
-from policies.wire import digest_bytes, parse_canonical
+from policies.terms import Artefact, Precision, SearchResult
+from policies.wire import canonical, digest_bytes, parse_canonical
 from search.archive import read_archive
-from search.latency import Latency
-from search.space import to_genes, to_genome
+from search.costs import Costs
+from search.export import probes
+from search.profile import read_profile
+from search.runtime import run_bundle
+from search.space import to_genes
+from tests.search import worlds
+from tests.search.worlds import BARS, BOTH, CLOUDS, WAVES, Searched
 
-_ALLOWED = {"Cast", "Mul", "Unsqueeze", "Conv", "Relu", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
+_FILES = ("bundle.onnx", "state.safetensors", "archive.json")
+_PROMISED = {
+    "accuracy_search",
+    "edit_distance",
+    "energy_mj",
+    "energy_search_j",
+    "latency_ms",
+    "latency_predicted_ms",
+    "macs",
+    "memory_bytes",
+    "params",
+    "phases_cut",
+    "rollbacks",
+    "size_bytes",
+    "train_steps",
+    "tuned",
+    "winners_curse",
+}
 
 
-def _evidence(result: SearchResult) -> dict[str, float]:
-    return {one.name: one.value for one in result.evidence}
-
-
-def _replay(raw: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return pairs of what a bundle's goldens say and what its graph computes."""
-    meta = _meta(raw)
-    session = ort.InferenceSession(raw, providers=["CPUExecutionProvider"])
-    pairs = []
-    for golden in meta.goldens:
-        shape = (golden.rows, *meta.input.shape[1:])
-        x = np.frombuffer(base64.b64decode(golden.input_b64), dtype=np.uint8).reshape(shape)
-        found = session.run(["logits", "embedding"], {meta.input.name: x})
-        for text, array in zip((golden.logits_b64, golden.embedding_b64), found, strict=True):
-            pairs.append((np.frombuffer(base64.b64decode(text), "<f4").reshape(array.shape), array))
-    return pairs
+@pytest.fixture(params=["founded", "tabled"])
+def searched(request) -> Searched:
+    return request.getfixturevalue(request.param)
 
 
 def _meta(raw: bytes) -> BundleMeta:
@@ -48,131 +52,160 @@ def _meta(raw: bytes) -> BundleMeta:
     return BundleMeta.model_validate_json(props[KEY])
 
 
-def test_a_founding_search_learns_the_task_and_names_its_files_by_digest(founded):
-    result = SearchResult.model_validate_json((founded.out / "result.json").read_bytes())
-    parse_canonical((founded.out / "result.json").read_bytes(), "result")
-    assert result == founded.result
-    for artefact in (result.bundle, result.state, result.archive):
-        assert digest_bytes((founded.out / artefact.path).read_bytes()) == artefact.digest
-    evidence = _evidence(result)
-    assert evidence["accuracy_search"] > 0.9
-    assert {"latency_ms", "params", "macs", "size_bytes", "edit_distance", "winners_curse"} <= set(evidence)
-    assert "accuracy_old" not in evidence
+def _worst(raw: bytes) -> float:
+    """Return the largest difference of what a bundle's goldens say from what its graph computes."""
+    meta = _meta(raw)
+    kind = np.uint8 if meta.input.datatype == "UINT8" else "<f4"
+    gaps = []
+    for golden in meta.goldens:
+        shape = (golden.rows, *meta.input.shape[1:])
+        x = np.frombuffer(base64.b64decode(golden.input_b64), dtype=kind).reshape(shape)
+        for text, array in zip((golden.logits_b64, golden.embedding_b64), run_bundle(raw, x), strict=True):
+            said = np.frombuffer(base64.b64decode(text), "<f4").reshape(array.shape)
+            gaps.append(float(np.abs(said - array).max()))
+    return max(gaps)
+
+
+def test_a_founding_search_learns_the_task_and_names_its_files_by_digest(searched):
+    raw = (searched.out / "result.json").read_bytes()
+    result = SearchResult.model_validate_json(raw)
+    assert canonical(result) == raw
+    assert result == searched.result
+    for name, one in zip(_FILES, (result.bundle, result.state, result.archive), strict=True):
+        assert one == Artefact(path=name, digest=digest_bytes((searched.out / name).read_bytes()))
+    assert searched.evidence["accuracy_search"] > 0.9
     assert result.winner.genes in {point.genome.genes for point in result.points}
     assert result.architectures > len(result.points)
 
 
-def test_a_search_stays_near_its_budget_and_tells_how_far_it_is(founded):
-    assert founded.result.cpu_s < 1.1 * founded.brief.budget_cpu_s
-    progress = json.loads((founded.out / "progress.json").read_bytes())
-    assert set(progress) == {"phase", "done", "total", "cpu_s", "message"}
-    assert progress["phase"] == "final"
-    assert list(founded.result.phases_s) == ["latency", "train", "search", "final"]
-    assert sum(founded.result.phases_s.values()) <= founded.result.cpu_s + 0.1
+def test_the_evidence_has_every_number_that_was_promised_and_none_about_rows_there_are_not(searched):
+    evidence = searched.evidence
+    assert set(evidence) >= _PROMISED
+    assert not {"accuracy_old", "accuracy_before", "regime_returned"} & set(evidence)
+    assert len(evidence) == len(searched.result.evidence)
+    assert evidence["rollbacks"] == evidence["phases_cut"] == evidence["edit_distance"] == 0
+    limits = {one.name: one.limit for one in searched.result.evidence}
+    assert evidence["train_steps"] == limits["train_steps"]
+    assert limits["params"] == searched.brief.limits.max_params
+    share = next(one for one in searched.result.evidence if one.name == "accuracy_search")
+    low, high = share.interval
+    assert low - 1e-9 <= share.value <= high + 1e-9
+    assert share.n == 200
 
 
-def test_the_bundle_is_a_plain_graph_that_keeps_the_contract_of_its_task(founded):
-    raw = (founded.out / "bundle.onnx").read_bytes()
+def test_the_evidence_of_the_winner_is_that_of_its_bundle_and_its_blueprint(searched):
+    space = BARS.space(BOTH) if searched.brief.task == BARS.task else CLOUDS.space()
+    genes = to_genes(space, searched.result.winner)
+    blueprint, evidence = space.blueprint(genes), searched.evidence
+    assert (evidence["params"], evidence["macs"]) == (blueprint.params, blueprint.macs)
+    assert evidence["size_bytes"] == (searched.out / "bundle.onnx").stat().st_size
+    profile = read_profile((searched.out / "profile.json").read_bytes(), space)
+    assert evidence["latency_predicted_ms"] == Costs(space, profile).latency_ms(genes[None])[0]
+    assert evidence["energy_mj"] == evidence["latency_predicted_ms"] * profile.watts
+    # Each run of a session takes one tick of the tests' clock.
+    assert evidence["latency_ms"] == pytest.approx(0.5)
+
+
+def test_the_predictor_says_how_well_it_ranked(tabled):
+    found = {one.name: one for one in tabled.result.evidence}
+    assert -1 <= found["tau"].value <= 1
+    assert found["tau"].n >= found["tau_top"].n >= 4
+
+
+def test_the_archive_is_a_front_with_the_finalists_and_carries_the_profile(searched):
+    archive = read_archive((searched.out / "archive.json").read_bytes())
+    assert archive.points == searched.result.points
+    assert canonical(archive.profile) == (searched.out / "profile.json").read_bytes()
+    accuracies = [point.accuracy for point in archive.points]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert all(point.measured for point in archive.points)
+
+
+def test_the_bundle_is_a_plain_graph_that_keeps_the_contract_of_its_task(searched):
+    raw = (searched.out / "bundle.onnx").read_bytes()
     model = onnx.load_from_string(raw)
     onnx.checker.check_model(model, full_check=True)
-    assert {node.op_type for node in model.graph.node} <= _ALLOWED
     assert [(one.domain, one.version) for one in model.opset_import] == [("", OPSET)]
-    assert model.ir_version == 10
     meta = _meta(raw)
-    assert check_task(meta, founded.brief.task) is None
-    assert meta.genome == founded.result.winner
-    shipped = sum(int(np.prod(one.dims)) for one in model.graph.initializer if ".weight" in one.name)
-    shipped += sum(int(np.prod(one.dims)) for one in model.graph.initializer if ".bias" in one.name)
-    assert shipped == meta.params
+    assert check_task(meta, searched.brief.task) is None
+    assert meta.genome == searched.result.winner
+    assert meta.params == searched.evidence["params"]
+    assert {golden.kind for golden in meta.goldens} == {"clean", "probe"}
 
 
-def test_the_shipped_graph_computes_what_the_trained_network_did(founded):
-    for said, found in _replay((founded.out / "bundle.onnx").read_bytes()):
-        np.testing.assert_allclose(found, said, atol=1e-4, rtol=1e-4)
+def test_the_shipped_graph_computes_what_its_goldens_say_and_one_bias_moved_is_seen(searched):
+    raw = (searched.out / "bundle.onnx").read_bytes()
+    assert _worst(raw) < 1e-4
+    model = onnx.load_from_string(raw)
+    bias = next(one for one in model.graph.initializer if one.name == "instar.classifier.bias")
+    moved = onnx.numpy_helper.to_array(bias) + np.float32(0.05)
+    bias.CopyFrom(onnx.numpy_helper.from_array(moved, bias.name))
+    assert _worst(model.SerializeToString()) > 1e-3
 
 
-def test_parity_fails_for_a_graph_with_one_bias_moved(founded):
-    model = onnx.load_from_string((founded.out / "bundle.onnx").read_bytes())
-    bias = next(one for one in model.graph.initializer if one.name.endswith("0.bias"))
-    moved = onnx.numpy_helper.to_array(bias) + 0.05
-    bias.CopyFrom(onnx.numpy_helper.from_array(moved.astype(np.float32), bias.name))
-    worst = max(np.abs(said - found).max() for said, found in _replay(model.SerializeToString()))
-    assert worst > 1e-3
-
-
-def test_the_same_weights_come_from_one_thread_and_from_two(
-    tmp_path, founded, founding_brief: Callable[..., Brief], run_search
-):
-    brief = founding_brief(tmp_path, threads=2)
-    again = run_search(brief, tmp_path, tmp_path / "out")
-    steps = [_evidence(one.result)["train_steps"] for one in (founded, again)]
-    if steps[0] != steps[1]:
-        pytest.skip(f"this machine was too slow for the plan: {steps} steps")
-    assert again.result.state.digest == founded.result.state.digest
-
-
-def test_an_adaptation_regains_what_a_turned_camera_cost(tmp_path, child_brief, write_data, run_search):
-    data = write_data(tmp_path / "data.npz", 600, 400, turned=True)
-    brief = child_brief(tmp_path, TriggerKind.DATA, data=data, budget_cpu_s=13.0)
-    adapted = run_search(brief, tmp_path, tmp_path / "out")
-    evidence = _evidence(adapted.result)
-    assert evidence["accuracy_before"] < 0.6
-    assert evidence["accuracy_search"] > evidence["accuracy_before"] + 0.15
-    assert {"accuracy_old", "accuracy_old_before"} <= set(evidence)
-    distance = edit_distance(adapted.result.winner, brief.parent_genome)
-    assert distance == evidence["edit_distance"] <= 6
-    # Blocks were timed at founding; the table travels.
-    table = read_archive((tmp_path / "out" / "archive.json").read_bytes()).table_us
-    assert table == read_archive(Path(brief.parent_archive.path).read_bytes()).table_us
-
-
-def test_a_latency_search_chooses_a_faster_point_of_the_archive_without_training(
-    tmp_path, founded, child_brief, run_search, space
-):
-    brief = child_brief(
-        tmp_path,
-        TriggerKind.LATENCY,
-        parent_genome=to_genome(space, space.largest),
-        limits=founded.brief.limits,
+def test_the_bundle_does_on_fresh_rows_what_the_evidence_says(searched):
+    world = BARS if searched.brief.task == BARS.task else CLOUDS
+    x, y = world.law(400, np.random.default_rng(99), False)
+    logits, _ = run_bundle((searched.out / "bundle.onnx").read_bytes(), x)
+    share = float((logits.argmax(axis=1) == y).mean())
+    assert abs(share - searched.evidence["accuracy_search"]) < 0.1
+    odd, _ = run_bundle(
+        (searched.out / "bundle.onnx").read_bytes(),
+        probes(world.space().entries()[0], np.random.default_rng(0)),
     )
-    chosen = run_search(brief, tmp_path, tmp_path / "out").result
-    archived = read_archive((founded.out / "archive.json").read_bytes()).points
-    networks = {space.blueprint(to_genes(space, point.genome)) for point in archived}
-    found = space.blueprint(to_genes(space, chosen.winner))
-    assert found in networks
-    table = Latency(read_archive((founded.out / "archive.json").read_bytes()).table_us, 0.0, 1.0)
-    assert table.blocks_us(found) < table.blocks_us(space.blueprint(space.largest))
-    assert "train_steps" not in _evidence(chosen)
-    assert chosen.state.digest == founded.result.state.digest
+    assert np.isfinite(odd).all()
 
 
-def test_a_latency_search_that_may_change_no_gene_is_refused(tmp_path, child_brief, founded, run_search):
-    limits = founded.brief.limits.model_copy(update={"max_edit_distance": 0})
-    brief = child_brief(tmp_path, TriggerKind.LATENCY, limits=limits)
-    with pytest.raises(PermanentError, match="median"):
-        run_search(brief, tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out" / "result.json").exists()
+def test_a_search_tells_how_far_it_is_and_leaves_no_checkpoint(searched):
+    progress = json.loads((searched.out / "progress.json").read_bytes())
+    assert set(progress) == {"phase", "done", "total", "cpu_s", "message"}
+    assert progress["phase"] == "final"
+    assert list(searched.result.phases_s) == ["train", "search", "final", "tune"]
+    left = {path.name for path in searched.out.iterdir()}
+    assert left == {*_FILES, "result.json", "profile.json", "progress.json"}
 
 
-def test_an_adaptation_that_is_not_cut_gives_the_same_bytes_again(
-    tmp_path, child_brief, write_data, run_search
-):
-    data = write_data(tmp_path / "data.npz", 400, 200, turned=True)
-    results = []
-    for number, seed in enumerate((5, 5, 6)):
-        brief = child_brief(tmp_path, TriggerKind.DATA, data=data, budget_cpu_s=9.5, seed=seed)
-        # With a clock that stands, no phase is cut.
-        results.append(run_search(brief, tmp_path, tmp_path / f"out{number}", cpu=lambda: 0.0).result)
-    first, same, other = results
-    assert (first.bundle, first.state) == (same.bundle, same.state)
-    assert first.state != other.state
+def test_a_window_task_is_found_by_the_same_command_in_int8(tmp_path):
+    """In full precision nothing fits the file, so that int8 must win."""
+    brief = worlds.founding_brief(WAVES, tmp_path, precisions=BOTH)
+    space = WAVES.space(BOTH)
+    ends = np.stack([space.smallest, space.smallest])
+    ends[1, -1] = 1
+    full, int8 = Costs(space, worlds.stated_profile(space, int8_line=None)).params(ends)
+    assert full == int8
+    profile = worlds.stated_profile(space, line=(150.0, 1.0))
+    (tmp_path / "slow.json").write_bytes(canonical(profile))
+    brief = brief.model_copy(update={"profile": worlds.artefact(tmp_path / "slow.json")})
+    found = worlds.run(brief, tmp_path, tmp_path / "out")
+    genes = to_genes(space, found.result.winner)
+    assert space.blueprint(genes).precision is Precision.INT8
+    assert found.evidence["accuracy_search"] > 0.9
+    raw = (found.out / "bundle.onnx").read_bytes()
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load_from_string(raw).graph.node}
+    assert _worst(raw) == 0.0
 
 
-def test_artefacts_of_a_result_are_relative_to_its_folder(founded):
-    result = founded.result
-    assert [one.path for one in (result.bundle, result.state, result.archive)] == [
-        "bundle.onnx",
-        "state.safetensors",
-        "archive.json",
-    ]
-    assert all(isinstance(one, Artefact) for one in (result.bundle, result.state, result.archive))
+def test_the_command_measures_its_device_and_says_what_it_won(tmp_path):
+    brief = worlds.founding_brief(CLOUDS, tmp_path, profile=None, precisions=BOTH, budget_cpu_s=8.5)
+    (tmp_path / "brief.json").write_bytes(canonical(brief))
+    command = [*worlds.COMMAND, str(tmp_path / "brief.json"), str(tmp_path / "out"), "--strategy", "aging"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = SearchResult.model_validate_json((tmp_path / "out" / "result.json").read_bytes())
+    profile = read_profile((tmp_path / "out" / "profile.json").read_bytes(), CLOUDS.space(BOTH))
+    assert len(profile.int8_line) == 5
+    assert set(result.phases_s) == {"profile", "train", "search", "final", "tune"}
+    assert "winner " + "".join(map(str, result.winner.genes)) in done.stdout
+    assert 0 < result.cpu_s < 2 * brief.budget_cpu_s
+
+
+def test_a_slow_machine_cuts_phases_stays_near_its_budget_and_says_so(tmp_path, tabled):
+    """A clock by which this search is several times too dear."""
+    brief = worlds.founding_brief(CLOUDS, tmp_path)
+    slow = worlds.run(brief, tmp_path, tmp_path / "out", cpu=worlds.ticking(0.15))
+    assert slow.evidence["phases_cut"] >= 1
+    assert slow.evidence["train_steps"] < tabled.evidence["train_steps"]
+    assert slow.result.cpu_s < 1.2 * brief.budget_cpu_s
+    assert tabled.evidence["phases_cut"] == 0
+    assert sum(slow.result.phases_s.values()) <= slow.result.cpu_s
+    assert slow.evidence["energy_search_j"] == pytest.approx(10.0 * slow.result.cpu_s, rel=1e-3)

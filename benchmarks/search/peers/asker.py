@@ -37,6 +37,10 @@ class Asker:
         self.choices = np.array(cardinalities, dtype=np.int64)[self._free]
         """(free genes,) int64, each >= 2."""
 
+    def free(self, genes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return genomes (n, genes) without the genes that are kept from the peer; (n, free genes)."""
+        return genes[:, self._free] if len(genes) else np.zeros((0, len(self._free)), dtype=np.int64)
+
     def ask(self, genes: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Return the objectives (n, 2) of genes (n, free genes), or None at the end.
 
@@ -60,6 +64,17 @@ class Asker:
         if objectives.shape != (len(rows), 2):
             raise ValueError(f"expected {len(rows)} pairs of error and ms, got shape {objectives.shape}")
         return objectives
+
+
+def genomes_of(text: str) -> NDArray[np.int64]:
+    """Return the genomes (n, genes) of a list with commas within and semicolons between; none if empty.
+
+    >>> genomes_of("0,1;2,3").tolist(), len(genomes_of(""))
+    ([[0, 1], [2, 3]], 0)
+    """
+    return np.array(
+        [[int(part) for part in row.split(",")] for row in text.split(";") if row], dtype=np.int64
+    )
 
 
 def cardinalities_of(text: str) -> list[int]:

@@ -16,9 +16,12 @@ class Nsga2:
         choices: (genes,) int64, number of values of each gene, each >= 2.
         population: Size of the population.
         seed: Of everything random.
+        first: (n, genes) int64, genomes of the first population; the others are random. None: all are.
     """
 
-    def __init__(self, choices: NDArray[np.int64], population: int, seed: int) -> None:
+    def __init__(
+        self, choices: NDArray[np.int64], population: int, seed: int, first: NDArray[np.int64] | None = None
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._last = [int(count) - 1 for count in choices]
         self._population = population
@@ -26,6 +29,8 @@ class Nsga2:
         self._study = optuna.create_study(
             storage=optuna.storages.InMemoryStorage(), sampler=sampler, directions=["minimize", "minimize"]
         )
+        for row in [] if first is None else first.tolist():
+            self._study.enqueue_trial({f"g{place}": value for place, value in enumerate(row)})
         self._asked: list[optuna.Trial] = []
 
     def ask(self) -> NDArray[np.int64]:

@@ -24,14 +24,17 @@ class Nsga2:
         choices: (genes,) int64, number of values of each gene, each >= 2.
         population: Size of the population.
         seed: Of everything random.
+        first: (n, genes) int64, genomes of the first population; the others are random. None: all are.
     """
 
-    def __init__(self, choices: NDArray[np.int64], population: int, seed: int) -> None:
+    def __init__(
+        self, choices: NDArray[np.int64], population: int, seed: int, first: NDArray[np.int64] | None = None
+    ) -> None:
         self._problem = Problem(n_var=len(choices), n_obj=2, xl=0, xu=choices - 1, vtype=int)
         repair = RoundingRepair()
         self._algorithm = NSGA2(
             pop_size=population,
-            sampling=IntegerRandomSampling(),
+            sampling=IntegerRandomSampling() if first is None else _begun(choices, population, seed, first),
             crossover=SBX(prob=1.0, eta=3.0, vtype=float, repair=repair),
             mutation=PM(prob=1.0, eta=3.0, vtype=float, repair=repair),
             eliminate_duplicates=True,
@@ -50,3 +53,12 @@ class Nsga2:
         """Take the objectives (n, 2) of what was asked."""
         Evaluator().eval(StaticProblem(self._problem, F=objectives), self._asked)
         self._algorithm.tell(infills=self._asked)
+
+
+def _begun(
+    choices: NDArray[np.int64], population: int, seed: int, first: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return a first population (population, genes) that holds some given genomes."""
+    rows = np.random.default_rng(seed).integers(0, choices, (population, len(choices)))
+    rows[: len(first)] = first
+    return rows

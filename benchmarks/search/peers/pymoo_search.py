@@ -6,7 +6,7 @@ the evaluations cost is the caller's to measure.
 
 import argparse
 
-from asker import Asker, cardinalities_of
+from asker import Asker, cardinalities_of, genomes_of
 from pymoo_nsga2 import Nsga2
 
 
@@ -15,9 +15,11 @@ def main() -> None:
     parser.add_argument("--cardinalities", type=cardinalities_of, required=True)
     parser.add_argument("--population", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=genomes_of, default="", help="genomes of the first population")
     arguments = parser.parse_args()
     asker = Asker(arguments.cardinalities)
-    search = Nsga2(asker.choices, arguments.population, arguments.seed)
+    first = asker.free(arguments.first)
+    search = Nsga2(asker.choices, arguments.population, arguments.seed, first)
     while True:
         objectives = asker.ask(search.ask())
         if objectives is None:

@@ -1,0 +1,58 @@
+"""What a search takes from its neighbours: its scheduling, seen from outside."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.control import workers
+from daemon.control.workers import Allowance, Worker
+from policies.clock import SystemClock
+
+ALLOWANCE = Allowance(cpu_s=60.0, memory_bytes=3_000_000_000, wall_s=120.0, threads=1)
+AUTOGROUP = Path("/proc/self/autogroup")
+
+needs_sessions = pytest.mark.skipif(
+    not AUTOGROUP.exists(), reason="this kernel does not schedule by session (no autogroup)"
+)
+
+
+@pytest.fixture
+def at_work(tmp_path: Path) -> Iterator[Worker]:
+    """A search that has just been started."""
+    brief = tmp_path / "brief.json"
+    brief.write_text("{}")
+    worker = workers.start("search", brief, tmp_path, "result.json", ALLOWANCE, SystemClock())
+    yield worker
+    worker.stop()
+
+
+def session_nice(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/autogroup").read_text().rpartition("nice ")[2])
+
+
+def test_a_search_is_scheduled_as_idle(at_work: Worker) -> None:
+    assert os.sched_getscheduler(at_work.pid) == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE
+
+
+@needs_sessions
+def test_a_search_yields_to_other_sessions_and_not_inside_its_own_alone(at_work: Worker) -> None:
+    assert session_nice(at_work.pid) == workers.SESSION_NICE > 0
+    assert session_nice(os.getpid()) != workers.SESSION_NICE
+
+
+@needs_sessions
+def test_a_panel_keeps_its_share_because_it_times_networks(tmp_path: Path) -> None:
+    case = tmp_path / "case.json"
+    case.write_text("{}")
+    worker = workers.start("guards", case, tmp_path, "panel.json", ALLOWANCE, SystemClock())
+    assert session_nice(worker.pid) == 0
+    worker.stop()
+
+
+def test_a_kernel_without_sessions_is_no_trouble(at_work: Worker) -> None:
+    gone = at_work.pid
+    at_work.stop()
+    workers._yield_as_a_group(gone)
