@@ -16,9 +16,8 @@ from torch import Tensor, from_numpy
 from search import choice, plan
 from search.batches import Batches
 from search.desk import Desk
-from search.exam import Marks, outputs
+from search.exam import Marks, clearly_better, outputs
 from search.lessons import Lessons
-from search.library import clearly_better
 from search.pace import BATCH
 from search.space import Genes
 from search.training import Course, Pupil
@@ -27,7 +26,7 @@ RATE = 0.15
 """Share of genes in which a trained neighbour differs from its centre."""
 
 _CENTRES = 4
-_SCORED = 8
+_SCORED = 5
 _MIXES = (0.5, 0.0, 1.0)
 _STEADY_RATE = 0.1
 

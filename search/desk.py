@@ -25,7 +25,12 @@ from search.space import Genes, Space
 from search.strategy import StrategyFactory
 from search.supernet import Supernet
 
-MAX_EXAM_ROWS = 1000
+EXAM_ROWS = (600, 200)
+"""New and old rows that a search asks of every genome; a forward pass is most of what a look costs."""
+
+FINAL_ROWS = (1000, 1000)
+"""New and old rows that a final asks."""
+
 _RAW_ROWS = 256
 """Rows whose ranges decide the scales of int8."""
 
@@ -110,8 +115,13 @@ class Desk:
         """Return the same desk over other weights."""
         return replace(self, net=net)
 
-    def examiner(self, calibration_rows: int) -> Examiner:
-        """Return an examiner whose calibration rows are mixed as the record says."""
+    def examiner(self, calibration_rows: int, asked: tuple[int, int] = EXAM_ROWS) -> Examiner:
+        """Return an examiner whose calibration rows are mixed as the record says.
+
+        Args:
+            calibration_rows: How many rows calibrate.
+            asked: How many new and old rows it asks at most.
+        """
         data, seed = self.data, self.brief.seed
         rng = np.random.default_rng([seed, 3])
         if len(data.train_old):
@@ -128,8 +138,7 @@ class Desk:
             noise = torch.Generator().manual_seed(seed)
             x = jitter(x, self.entry.layout, self.brief.task.augmentation, noise)
         rng = np.random.default_rng([seed, 4])
-        new = data.search_new.some(MAX_EXAM_ROWS, rng)
-        old = data.search_old.some(MAX_EXAM_ROWS, rng)
+        new, old = data.search_new.some(asked[0], rng), data.search_old.some(asked[1], rng)
         sheet = Sheet(x, thinned(raw, _RAW_ROWS), new, old)
         return Examiner(self.space, self.net, sheet, self.brief.task.input.name)
 

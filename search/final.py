@@ -2,8 +2,8 @@
 
 * Everybody who enters is calibrated on more rows than in the search, and examined again on half of the rows;
   the better half goes on, and answers all of them.
-* The best two are tuned alone, in copies: the supernet stays as it is. A tuned one stands
-  beside the untuned, and must win by itself.
+* The best two are tuned alone, in copies: the supernet stays as it is. A tuned one takes the place of the
+  untuned unless it is clearly worse: were both to stand, luck would have one more to choose from.
 * Who is left is exported and timed. Only one whose file and timing meet the limits can win.
 
 Source: Jamieson and Talwalkar, Non-stochastic best arm identification (2016), for halving.
@@ -21,8 +21,8 @@ from search.batches import Batches
 from search.bounds import MEDIAN_OF_P99
 from search.choice import Finalist
 from search.dataset import Rows
-from search.desk import Desk
-from search.exam import Marks
+from search.desk import FINAL_ROWS, Desk
+from search.exam import Marks, clearly_better
 from search.examiner import Examiner
 from search.explore import Look
 from search.export import GOLDEN_ROWS, Subnet, bundle_of
@@ -31,8 +31,8 @@ from search.runtime import round_robin_ms, session
 from search.space import Genes, to_genome
 from search.training import Course, Pupil
 
-_ENTRANTS = 8
-_FINALISTS = 4
+_ENTRANTS = 6
+_FINALISTS = 3
 _TUNED = 2
 _TUNE_RATE = 0.05
 _ROUNDS, _ROUND_RUNS = 5, 30
@@ -59,7 +59,7 @@ class Final:
     def __init__(self, desk: Desk, memory: Tensor | None) -> None:
         self._desk = desk
         self._memory = memory
-        self._examiner = desk.examiner(plan.FINAL_CALIBRATION_ROWS)
+        self._examiner = desk.examiner(plan.FINAL_CALIBRATION_ROWS, FINAL_ROWS)
         self._report = desk.reporter("final")
 
     def hold(self, looks: list[Look], *, tune: bool) -> list[Finalist]:
@@ -74,7 +74,7 @@ class Final:
         self._report(0, len(ordered), "final: halving")
         left = self._halved(ordered, scale)
         if tune:
-            left += [self._tuned(entrant) for entrant in left[:_TUNED]]
+            left = [self._tuned(entrant) for entrant in left[:_TUNED]] + left[_TUNED:]
         self._report(len(ordered), len(ordered), "final: exporting and timing finalists")
         return self._measured(left)
 
@@ -127,7 +127,7 @@ class Final:
         return sorted(left, key=lambda one: -self._score(one.look, one.marks, scale))
 
     def _tuned(self, entrant: _Entrant) -> _Entrant:
-        """Train one subnet on alone, in a copy of the net."""
+        """Train one subnet on alone, in a copy; return it as it was when that made it clearly worse."""
         desk, blueprint = self._desk, entrant.subnet.blueprint
         count = plan.tuning_steps(desk, entrant.look.genes)
         net, data, seed = desk.net.twin(), desk.data, desk.brief.seed
@@ -148,7 +148,10 @@ class Final:
         )
         with torch.no_grad():
             subnet = Subnet(net, blueprint, net.calibrate(blueprint, self._examiner.sheet.calibration))
-        return _Entrant(entrant.look, subnet, self._examiner.judge(subnet), tuned=True)
+        marks = self._examiner.judge(subnet)
+        if clearly_better(entrant.marks, marks):
+            return entrant
+        return _Entrant(entrant.look, subnet, marks, tuned=True)
 
     def _measured(self, entrants: list[_Entrant]) -> list[Finalist]:
         """Export and time all of them in turn, so that a busy moment hits each."""

@@ -6,14 +6,15 @@ from search import plan
 from search.desk import Desk
 from search.lessons import Lessons
 from search.space import Genes
+from search.training import Course
 
 RATE = 0.4
 """Share of genes in which a trained neighbour differs from its centre."""
 
 
-def lessons(desk: Desk) -> Lessons:
+def lessons(desk: Desk, course: Course) -> Lessons:
     """Return what a founding search trains: around the largest, all the range."""
-    return Lessons(desk, plan.course(desk), desk.space.largest[None], RATE, memory=None)
+    return Lessons(desk, course, desk.space.largest[None], RATE, memory=None)
 
 
 def seeds(desk: Desk) -> Genes:

@@ -7,7 +7,6 @@
 * One that the limits do not allow is passed over.
 """
 
-import math
 from dataclasses import dataclass
 
 from policies.terms import Evidence
@@ -15,14 +14,12 @@ from search import plan
 from search.admission import Ancestor
 from search.choice import accuracy_evidence
 from search.desk import Desk
-from search.exam import Marks
+from search.exam import Marks, clearly_better
 from search.explore import Look
 from search.supernet import Supernet
 
 _AS_GOOD = 0.02
 """By how much an heirloom may do worse than in its own time."""
-
-_Z95 = 1.644854
 
 
 @dataclass(frozen=True)
@@ -54,19 +51,6 @@ def returned(desk: Desk, parent: Marks) -> Returned | None:
             look = Look(genes[0], marks, float(desk.costs.latency_ms(genes)[0]), None)
             return Returned(theirs, look, ancestor.generation)
     return None
-
-
-def clearly_better(one: Marks, other: Marks) -> bool:
-    """Tell whether one got more new rows right than chance explains (a one-sided sign test at 5 %).
-
-    >>> import numpy as np
-    >>> none, few, many = (Marks(np.arange(40) < n, np.zeros(0, bool)) for n in (0, 1, 30))
-    >>> clearly_better(few, none), clearly_better(many, none)
-    (False, True)
-    """
-    gained = int((one.new & ~other.new).sum())
-    lost = int((~one.new & other.new).sum())
-    return gained - lost > _Z95 * math.sqrt(gained + lost)
 
 
 def _desk_of(desk: Desk, ancestor: Ancestor) -> Desk:

@@ -15,7 +15,7 @@ import numpy as np
 
 from policies.terms import TriggerKind
 from search.budget import steps
-from search.desk import MAX_EXAM_ROWS, Desk
+from search.desk import EXAM_ROWS, Desk
 from search.pace import BATCH
 from search.space import Genes
 from search.training import Course
@@ -71,7 +71,7 @@ class Shape:
 
 SHAPES = {
     TriggerKind.FOUNDING: Shape(0.70, 0.84, 0.06, warm=0.15, rate=0.1, least_looks=12, most_looks=64),
-    TriggerKind.DATA: Shape(0.42, 0.58, 0.17, warm=0.0, rate=0.05, least_looks=12, most_looks=64),
+    TriggerKind.DATA: Shape(0.45, 0.55, 0.17, warm=0.0, rate=0.05, least_looks=12, most_looks=32),
 }
 
 
@@ -105,8 +105,8 @@ def refreshing_steps(desk: Desk, most: int) -> int:
 def looks(desk: Desk) -> int:
     """Return how many genomes a search may examine."""
     shape, profile = SHAPES[desk.brief.kind], desk.costs.profile
-    rows = CALIBRATION_ROWS + min(len(desk.data.search_new), MAX_EXAM_ROWS)
-    rows += min(len(desk.data.search_old), MAX_EXAM_ROWS)
+    rows = CALIBRATION_ROWS + min(len(desk.data.search_new), EXAM_ROWS[0])
+    rows += min(len(desk.data.search_old), EXAM_ROWS[1])
     cost = _FORWARD * rows * profile.seconds_per_mac * _mean_macs(desk) + profile.seconds_per_net
     cost += _INT8_S * (len(desk.brief.precisions) - 1)
     fit = steps((shape.search_end - shape.train_end) * desk.budget.total_s, _MARGIN * cost)

@@ -99,7 +99,7 @@ class Run:
         if not desk.data.labelled:
             return self._refresh(desk)
         if kind is TriggerKind.FOUNDING:
-            lessons = self._restored(founding.lessons(desk))
+            lessons = self._restored(founding.lessons(desk, plan.course(desk)))
             self._train(desk, lessons)
             return self._explored(desk, founding.seeds(desk), desk.space.smallest)
         back, centres = self._before(desk)

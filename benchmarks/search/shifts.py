@@ -72,6 +72,17 @@ def digits(seed: int) -> Shift:
     return Shift("digits", digits_task(), (early, late), 80.0)
 
 
+def digits_regimes(seed: int) -> Shift:
+    """Return the meter reader's camera, well, tilted, noisy and blurred."""
+    x, y = _digits()
+    camera, rng = _camera(), np.random.default_rng([seed, 24])
+    parts = []
+    for index, kind in enumerate(("none", "tilt-fade", "noise", "blur")):
+        rows = slice(2500 * index, 2500 * (index + 1))
+        parts.append(_split(kind, Rows(camera.view(x[rows], camera.KINDS[kind], rng), y[rows]), seed))
+    return Shift("digits", digits_task(), tuple(parts), 60.0)
+
+
 def digits_task() -> Task:
     """Return the meter reader's task."""
     jitter = Augmentation(rotate_deg=8.0, shift_px=1.5, scale=0.08, gain=0.15, noise=0.03)

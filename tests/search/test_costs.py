@@ -19,7 +19,7 @@ from search.space import Space
 from tests.search import worlds
 from tests.search.worlds import BARS, BOTH, CLOUDS, ROOMY, WAVES
 
-_PACE = (1e-10, 1e-3)
+_PACE = (1e-10, 1e-3, 2e-3)
 
 
 @pytest.fixture(params=[BARS, WAVES, CLOUDS], ids=lambda world: world.task.modality, scope="module")
@@ -95,7 +95,7 @@ def test_blocks_are_timed_by_the_clock_that_is_given_the_best_run_counts_and_an_
     wanted = [(4 * (100 + 12 * block) + 1 - 1) * 1e6 for block in range(count)]
     assert list(profile.blocks_us.values()) == wanted
     assert told[0] == 0
-    assert (profile.seconds_per_mac, profile.seconds_per_net) == _PACE
+    assert (profile.seconds_per_mac, profile.seconds_per_net, profile.seconds_per_step) == _PACE
     assert profile.int8_line is None
 
 
@@ -155,9 +155,9 @@ def test_energy_is_read_where_the_processor_counts_it(monkeypatch):
     assert profile.watts == pytest.approx(0.25)
 
 
-def test_the_pace_is_a_line_through_the_smallest_and_the_largest(table):
-    """A clock that says one second for the smallest and three for the largest."""
-    times = iter([9.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0])
+def test_the_pace_is_a_line_through_a_small_step_one_of_three_subnets_and_a_large_one(table):
+    """A clock by which these take one, two and three seconds; the first step of each takes longer."""
+    times = iter([9.0, 1.0, 1.0, 1.0, 1.0, 9.0, 2.0, 2.0, 2.0, 2.0, 9.0, 3.0, 3.0, 3.0, 3.0])
     now, opened = [0.0], [False]
 
     def cpu() -> float:
@@ -166,10 +166,15 @@ def test_the_pace_is_a_line_through_the_smallest_and_the_largest(table):
             now[0] += next(times)
         return now[0]
 
-    per_mac, per_net = pace(table, cpu, 0)
+    found = pace(table, CLOUDS.task.augmentation, cpu, 0)
     small, large = (table.blueprint(genes).macs * BATCH for genes in (table.smallest, table.largest))
-    assert per_mac * small + per_net == pytest.approx(1.0)
-    assert per_mac * large + per_net == pytest.approx(3.0)
+
+    def step_s(subnets: int, products: int) -> float:
+        return found.per_step + subnets * found.per_net + products * found.per_mac
+
+    assert step_s(1, small) == pytest.approx(1.0)
+    assert step_s(3, 3 * small) == pytest.approx(2.0)
+    assert step_s(1, large) == pytest.approx(3.0)
 
 
 def test_what_serving_adds_counts_against_the_absolute_limit_only():
@@ -194,7 +199,7 @@ def test_a_parent_beyond_the_limits_is_led_back_within_the_edit_distance(space):
     assert bounds.violation(found[None])[0] == 0
     assert 0 < space.distance(found[None], space.largest)[0] <= 3
     none = tight.model_copy(update={"max_edit_distance": 0})
-    with pytest.raises(PermanentError, match="and 0 genes.*widen the limits"):
+    with pytest.raises(PermanentError, match=r"and 0 genes.*widen the limits"):
         nearest(_bounds(space, none, space.largest))
 
 

@@ -8,6 +8,7 @@ import torch
 from policies.bundle import KEY, OPSET
 from policies.terms import Brief
 from search import graph
+from search.costs import Costs
 from search.exam import outputs
 from search.export import Subnet, bundle_of, model_of, probes
 from search.graph import row_shape
@@ -173,6 +174,8 @@ def test_equal_weights_give_equal_bytes_and_others_do_not(name, brief):
 
         first = made()
         assert first == made()
+        guess = Costs(bench.space, worlds.stated_profile(bench.space)).size_bytes(row[None])[0]
+        assert 0.85 < len(first) / guess < 1.2
         assert [one.key for one in onnx.load_from_string(first).metadata_props] == [KEY]
         kept = bench.net.state()
         changed = {name: one * 1.01 if name == "stem.scale" else one for name, one in kept.items()}

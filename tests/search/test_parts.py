@@ -45,7 +45,7 @@ def test_the_better_wins_unless_it_forgets_and_the_faster_breaks_a_tie():
     assert scored(0.94, 0.95, 1.0) > scored(0.96, 0.80, 1.0)
     # Within the allowance nothing is lost.
     assert scored(0.95, 0.94, 1.0) == scored(0.95, 0.95, 1.0)
-    # Where nothing is known of old rows, nothing is lost either; where nothing is known at all, it is a number.
+    # Where nothing is known of old rows nothing is lost, and a score without any rows is still a number.
     assert score(1.0, _marks(0.9, 0.1), None, 1.0) == score(1.0, _marks(0.9, 0.9), None, 1.0)
     nothing = np.zeros(0, dtype=np.bool_)
     assert np.isfinite(score(1.0, Marks(nothing, nothing), None, 1.0))
@@ -58,7 +58,10 @@ def _look(accuracy: float, predicted: float | None) -> Look:
 def test_tau_says_how_guesses_ranked_and_is_silent_where_it_cannot_know():
     right = [_look(share / 100, share / 100) for share in range(60, 90)]
     wrong = [_look(share / 100, 1 - share / 100) for share in range(60, 90)]
-    assert [(one.name, round(one.value, 9), one.n) for one in tau_top(right)] == [("tau_top", 1, 8), ("tau", 1, 30)]
+    assert [(one.name, round(one.value, 9), one.n) for one in tau_top(right)] == [
+        ("tau_top", 1, 8),
+        ("tau", 1, 30),
+    ]
     assert [round(one.value, 9) for one in tau_top(wrong)] == [-1, -1]
     assert tau_top(right[:3]) == []
     assert tau_top([_look(0.9, 0.8)] * 10) == []

@@ -41,7 +41,11 @@ def test_a_good_brief_is_let_in(tmp_path):
         (800, {"y": np.full(800, -2)}, "got -2 to -2"),
         (800, {"y": np.full(800, 1.0)}, "expected whole numbers as labels, got float64"),
         (800, {"y": np.full(800, -1)}, "expected labels in the data of a founding search, got none"),
-        (800, {"role": np.full(800, 2, dtype=np.uint8)}, "roles 0 (train) and 1 (search) in the data, got [2]"),
+        (
+            800,
+            {"role": np.full(800, 2, dtype=np.uint8)},
+            "roles 0 (train) and 1 (search) in the data, got [2]",
+        ),
         (800, {"x": np.zeros((800, 20, 20), dtype=np.float32)}, "expected x of uint8 (n, 20, 20)"),
         (800, {"x": np.zeros((800, 20, 21), dtype=np.uint8)}, "got uint8 (800, 20, 21)"),
         (800, {"regime": np.ones(7, dtype=np.uint8)}, "arrays of one length, got x 800"),
@@ -96,9 +100,7 @@ def test_an_adaptation_without_a_parent_is_refused(tmp_path, tabled, field):
 
 def test_a_parent_an_archive_an_heirloom_or_a_profile_of_another_space_is_refused(tmp_path, tabled, founded):
     foreign = Genome(space="other", genes=(1, 2))
-    heirloom = Heirloom(
-        generation=3, genome=foreign, state=tabled.left("state.safetensors"), accuracy=0.9
-    )
+    heirloom = Heirloom(generation=3, genome=foreign, state=tabled.left("state.safetensors"), accuracy=0.9)
     (tmp_path / "foreign.json").write_bytes(canonical(worlds.stated_profile(BARS.space())))
     for changed, words in (
         ({"parent_genome": foreign}, "a parent of space table, got expected a genome of table"),

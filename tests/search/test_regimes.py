@@ -25,7 +25,14 @@ def test_an_adaptation_regains_what_a_turned_camera_cost_and_stays_near_its_pare
     data = worlds.write_rows(BARS, tmp_path / "data.npz", 600, 400, turned=True)
     limits = ROOMY.model_copy(update={"max_edit_distance": 6})
     brief = worlds.child_brief(
-        founded, BARS, tmp_path, TriggerKind.DATA, data=data, limits=limits, precisions=BOTH, budget_cpu_s=_BUDGET_S
+        founded,
+        BARS,
+        tmp_path,
+        TriggerKind.DATA,
+        data=data,
+        limits=limits,
+        precisions=BOTH,
+        budget_cpu_s=_BUDGET_S,
     )
     adapted = worlds.run(brief, tmp_path, tmp_path / "out")
     evidence = adapted.evidence
@@ -35,7 +42,9 @@ def test_an_adaptation_regains_what_a_turned_camera_cost_and_stays_near_its_pare
     distance = edit_distance(adapted.result.winner, brief.parent_genome)
     assert distance == evidence["edit_distance"] <= 6
     # The device was measured before; its profile travels.
-    kept = [read_archive(path.read_bytes()).profile for path in (adapted.out / "archive.json", _archive(brief))]
+    kept = [
+        read_archive(path.read_bytes()).profile for path in (adapted.out / "archive.json", _archive(brief))
+    ]
     assert kept[0] == kept[1]
     assert adapted.result.state.digest != founded.result.state.digest
 
@@ -71,9 +80,7 @@ def test_an_adaptation_takes_the_profile_of_the_archive_where_the_brief_has_none
 def _slowest(tabled: Searched, tmp_path: Path, **changed: object):
     space = CLOUDS.space()
     largest = to_genome(space, space.largest)
-    return worlds.child_brief(
-        tabled, CLOUDS, tmp_path, TriggerKind.LATENCY, parent_genome=largest, **changed
-    )
+    return worlds.child_brief(tabled, CLOUDS, tmp_path, TriggerKind.LATENCY, parent_genome=largest, **changed)
 
 
 def test_a_latency_search_chooses_a_faster_point_of_the_archive_without_training(tmp_path, tabled):
@@ -236,6 +243,4 @@ def test_one_labelled_new_row_of_role_train_makes_it_a_search_with_labels(tmp_pa
     arrays["y"][2:400] = -1
     np.savez(path, **arrays)
     with pytest.raises(PermanentError, match="at least 100 new rows of role train, got 1"):
-        worlds.run(
-            _unlabelled(tabled, tmp_path, data=worlds.artefact(path)), tmp_path, tmp_path / "out"
-        )
+        worlds.run(_unlabelled(tabled, tmp_path, data=worlds.artefact(path)), tmp_path, tmp_path / "out")

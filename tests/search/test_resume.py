@@ -114,9 +114,7 @@ def test_a_search_that_was_broken_off_ends_with_the_bytes_of_an_unbroken_one(tmp
 @pytest.mark.parametrize("when", [_trained(0), _looked])
 def test_an_adaptation_that_was_broken_off_ends_with_the_bytes_of_an_unbroken_one(tmp_path, tabled, when):
     data = worlds.write_rows(CLOUDS, tmp_path / "data.npz", 400, 200, turned=True)
-    brief = worlds.child_brief(
-        tabled, CLOUDS, tmp_path, TriggerKind.DATA, data=data, budget_cpu_s=11.0
-    )
+    brief = worlds.child_brief(tabled, CLOUDS, tmp_path, TriggerKind.DATA, data=data, budget_cpu_s=11.0)
     whole = worlds.run(brief, tmp_path, tmp_path / "whole")
     out = tmp_path / "out"
     _broken(brief, tmp_path, out, when)

@@ -59,7 +59,9 @@ def test_another_subnets_statistics_do_not_fit(net, world, rows):
 def test_a_state_is_whole_and_one_of_another_shape_is_refused(net, world, rows):
     space = world.space()
     other = Supernet(space.shapes(), space.entries()[0], 1)
-    assert any((one != two).any() for one, two in zip(net.state().values(), other.state().values(), strict=True))
+    assert any(
+        (one != two).any() for one, two in zip(net.state().values(), other.state().values(), strict=True)
+    )
     other.load(net.state())
     assert all(torch.equal(one, other.state()[name]) for name, one in net.state().items())
     torch.testing.assert_close(other.prepare(rows), net.prepare(rows), atol=0, rtol=0)

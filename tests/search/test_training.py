@@ -143,17 +143,19 @@ def test_a_training_without_its_momentum_ends_elsewhere():
 
 
 class _Poisoned:
-    """Batches of which one is bad, the first time that it is asked for."""
+    """Batches of which one is bad, the first time that it is asked for, or always."""
 
-    def __init__(self, batches: Batches, at: int, change: Callable[[Batch], Batch]) -> None:
-        self._batches, self._at, self._change = batches, at, change
+    def __init__(
+        self, batches: Batches, at: int, change: Callable[[Batch], Batch], *, always: bool = False
+    ) -> None:
+        self._batches, self._at, self._change, self._always = batches, at, change, always
         self.asked: list[int] = []
 
     def at(self, step: int) -> Batch:
         batch = self._batches.at(step)
-        first = step == self._at and step not in self.asked
+        bad = step == self._at and (self._always or step not in self.asked)
         self.asked.append(step)
-        return self._change(batch) if first else batch
+        return self._change(batch) if bad else batch
 
 
 def _without_numbers(batch: Batch) -> Batch:
@@ -185,6 +187,17 @@ def test_a_loss_that_leaves_its_path_sends_training_back_at_half_the_rate_and_on
     for name, one in calm.kept[1][1].items():
         assert torch.equal(one, lesson.kept[1][1][name])
     assert not _same(calm.net, lesson.net)
+
+
+def test_a_step_that_never_works_ends_with_the_budget_and_leaves_weights_that_are_numbers():
+    lesson = Lesson(
+        CLOUDS,
+        _course(80),
+        wrap=lambda batches: _Poisoned(batches, 60, _without_numbers, always=True),
+    )
+    assert lesson.train(worlds.ticking(0.4), 20.0) < 80
+    assert lesson.pupil.memory.rollbacks > 1
+    assert all(torch.isfinite(one).all() for one in lesson.net.state().values())
 
 
 def test_a_wild_beginning_is_no_spike():

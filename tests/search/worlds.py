@@ -116,7 +116,7 @@ def _bars(n: int, rng: np.random.Generator, turned: bool) -> tuple[NDArray[np.ui
 def _waves(n: int, rng: np.random.Generator, turned: bool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return sines of 2, 4 or 7 turns a window, at any phase; a turned world numbers them the other way."""
     y = rng.integers(0, 3, n)
-    turns = np.array([2.0, 4.0, 7.0])[::-1 if turned else 1][y]
+    turns = np.array([2.0, 4.0, 7.0])[:: -1 if turned else 1][y]
     phase = rng.random((n, 1)) * 2 * np.pi
     x = np.sin(np.arange(STEPS) / STEPS * 2 * np.pi * turns[:, None] + phase)
     return (10 + 3 * (x + 0.2 * rng.standard_normal(x.shape)))[:, None].astype(np.float32), y
@@ -179,6 +179,7 @@ def stated_profile(space: Space, **changed: object) -> Profile:
         "int8_line": (0.4, 0.001, 0.001, 0.001, 0.01),
         "seconds_per_mac": 1e-10,
         "seconds_per_net": 3e-3,
+        "seconds_per_step": 1e-4,
         "watts": 10.0,
         "energy": "model",
     }
@@ -207,9 +208,7 @@ def founding_brief(world: World, folder: Path, **changed: object) -> Brief:
     return Brief.model_validate(fields | changed)
 
 
-def child_brief(
-    parent: Searched, world: World, folder: Path, kind: TriggerKind, **changed: object
-) -> Brief:
+def child_brief(parent: Searched, world: World, folder: Path, kind: TriggerKind, **changed: object) -> Brief:
     """Return a brief that starts from a generation that was found."""
     fields: dict[str, object] = {
         "id": "search-2",
