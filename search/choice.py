@@ -65,7 +65,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     share, z2 = right / n, _Z95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return centre - half, centre + half
+    # Rounding must not leave the share outside its own interval.
+    return min(share, centre - half), max(share, centre + half)
 
 
 def evidence_of(

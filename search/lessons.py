@@ -84,10 +84,10 @@ class Lessons:
 
     def _stranger(self, rng: np.random.Generator, step: int) -> Genes:
         drawn = self._allowed(self._desk.space.sample(rng, _DRAWN), step)
-        order = np.argsort(self._desk.costs.macs(drawn), kind="stable")
-        stratum = step % _STRATA
-        position = (stratum + rng.random()) / _STRATA * len(drawn)
-        chosen: Genes = drawn[order[min(int(position), len(drawn) - 1)]]
+        work = np.log(self._desk.costs.macs(drawn))
+        share = (step % _STRATA + rng.random()) / _STRATA
+        wanted = work.min() + share * np.ptp(work)
+        chosen: Genes = drawn[int(np.abs(work - wanted).argmin())]
         return chosen
 
     def _allowed(self, genes: Genes, step: int) -> Genes:

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from policies.errors import PermanentError
 from search.batches import Batch, Batches
 from search.blueprint import Blueprint
 from search.budget import Budget
@@ -40,6 +41,7 @@ Report = Callable[[int, int, str], None]
 Subnets = Callable[[int], tuple[Blueprint, ...]]
 """Returns the subnets of a step; the first learns from labels and teaches the others."""
 
+_MOMENTUM, _AVERAGE = "momentum.", "average."
 MOMENTUM = 0.9
 _DECAY = 1e-4
 _CLIP = 2.0
@@ -51,6 +53,7 @@ SNAPSHOT_EVERY = 50
 _MEMORY_WEIGHT = 0.2
 _SMOOTH = 0.95
 _SPIKE_FACTOR, _SPIKE_ROOM = 3.0, 1.0
+_MOST_ROLLBACKS = 8
 _SETTLED = 40
 """Steps before which no loss counts as a spike: the first ones are wild by nature."""
 
@@ -113,7 +116,7 @@ class Pupil:
         self._snapshot = (self.memory, self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return a copy of the weights and of the optimiser's momentum, by name."""
+        """Return a copy of weights, momentum and, of a steady course, the average, by name."""
         held = self._net.state()
         for name, weight in self._weights.items():
             buffer = (
@@ -122,7 +125,9 @@ class Pupil:
                 else None
             )
             if buffer is not None:
-                held[f"momentum.{name}"] = buffer.clone(memory_format=torch.contiguous_format)
+                held[f"{_MOMENTUM}{name}"] = buffer.clone(memory_format=torch.contiguous_format)
+            if self._course.steady:
+                held[f"{_AVERAGE}{name}"] = self._average[name].clone(memory_format=torch.contiguous_format)
         return held
 
     def averaged(self) -> Supernet:
@@ -135,9 +140,12 @@ class Pupil:
 
     def restore(self, memory: Memory, tensors: Mapping[str, Tensor]) -> None:
         """Go back to a moment, or take up a training that was broken off."""
-        self._net.load({name: one for name, one in tensors.items() if not name.startswith("momentum.")})
+        beside = (_MOMENTUM, _AVERAGE)
+        self._net.load({name: one for name, one in tensors.items() if not name.startswith(beside)})
         for name, weight in self._weights.items():
-            buffer = tensors.get(f"momentum.{name}")
+            if self._course.steady:
+                self._average[name].copy_(tensors[f"{_AVERAGE}{name}"])
+            buffer = tensors.get(f"{_MOMENTUM}{name}")
             if buffer is None:
                 self._optimiser.state.pop(weight, None)
             else:
@@ -196,6 +204,12 @@ class Pupil:
 
     def _go_back(self) -> None:
         memory, tensors = self._snapshot
+        if self.memory.rollbacks == _MOST_ROLLBACKS:
+            raise PermanentError(
+                f"expected a loss that falls in {self._course.phase}, but it left its path {_MOST_ROLLBACKS} "
+                f"times, last at step {self.memory.step}, each time at half the rate; look at the rows: "
+                "are there readings far out of range, or labels that say nothing?"
+            )
         calmer = Memory(
             memory.step, self.memory.planned, self.memory.scale / 2, memory.smooth, self.memory.rollbacks + 1
         )

@@ -2,8 +2,10 @@
 
 * A brief has rows of roles train, search and replay; a case has gate rows. Neither has the other's.
 * Whatever a worker must believe comes with its digest.
+* What a search may inherit beside its parent is what was live once: judged, signed and confirmed.
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -14,13 +16,28 @@ from daemon.store.samples import Samples
 from policies import limits, rules
 from policies.case import Case
 from policies.lifecycle import Stage
-from policies.terms import Artefact, Brief, Limits, SearchResult, Task, Trigger, TriggerKind
+from policies.terms import (
+    Artefact,
+    Brief,
+    Genome,
+    Heirloom,
+    Limits,
+    Precision,
+    SearchResult,
+    Task,
+    Trigger,
+    TriggerKind,
+)
 from policies.world import Candidate, Kind
 
 _FAR = 10_000
 _MAX_NEW = 4000
 _MAX_REPLAY = 4000
 _TRAFFIC_ROWS = 400
+_LIBRARY = 6
+"""Earlier regimes that a search is shown: each costs it an exam and a supernet in memory."""
+
+_INT8_OPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 class Briefs:
@@ -72,6 +89,9 @@ class Briefs:
             parent_genome=None if live is None else live.genome,
             parent_state=None if left is None else self._blob(left.state),
             parent_archive=None if left is None else self._blob(left.archive),
+            precisions=self._precisions(),
+            library=self._library(live) if trigger.kind is TriggerKind.DATA and live is not None else (),
+            served_p50_ms=_served_p50_ms(trigger) if trigger.kind is TriggerKind.LATENCY else None,
         )
 
     def gate_path(self, candidate: str) -> Path:
@@ -130,5 +150,50 @@ class Briefs:
             baseline_distance=0 if baseline is None else limits.edit_distance(result.winner, baseline.genome),
         )
 
+    def _precisions(self) -> tuple[Precision, ...]:
+        """Return what a network may compute in: what the integrity guard would let pass."""
+        allowed = self._law.policy.modification_protocol.evaluation.integrity.allowed_ops
+        return (Precision.FP32, Precision.INT8) if set(allowed) >= _INT8_OPS else (Precision.FP32,)
+
+    def _library(self, live: Candidate) -> tuple[Heirloom, ...]:
+        """Return what earlier generations left, the latest first; the live one's is the parent's.
+
+        Passed over is what a search would refuse or cannot compare: an accuracy that was never journalled, a
+        state that is gone, a genome of another space or length.
+        """
+        ledger = self._book.ledger
+        found: list[Heirloom] = []
+        # A regime that came back is one network under two names: it is tried once.
+        known = {(live.genome, ledger.heritage[live.id].state)}
+        for name, generation in ledger.retired.items():
+            left, genome = ledger.heritage[name], ledger.candidates[name].genome
+            if left.accuracy is None or not _of_one_space(genome, live.genome):
+                continue
+            if (genome, left.state) in known or not self._blobs.has(left.state):
+                continue
+            known.add((genome, left.state))
+            found.append(
+                Heirloom(
+                    generation=generation, genome=genome, state=self._blob(left.state), accuracy=left.accuracy
+                )
+            )
+        return tuple(found[:_LIBRARY])
+
     def _blob(self, digest: str) -> Artefact:
         return Artefact(path=str(self._blobs.path(digest)), digest=digest)
+
+
+def _of_one_space(one: Genome, other: Genome) -> bool:
+    return one.space == other.space and len(one.genes) == len(other.genes)
+
+
+def _served_p50_ms(trigger: Trigger) -> float | None:
+    """Return the live generation's median latency as the trigger's latency signal has it, or None.
+
+    It is of the whole request in the data plane: from when its body had come to when the model had answered,
+    with the waiting for its batch; without the way to and from the client. A request of several rows counts
+    once a row.
+    """
+    facts = next((signal.facts for signal in trigger.signals if signal.monitor == "latency"), {})
+    p50_ms = facts.get("p50_ms", 0.0)
+    return p50_ms if math.isfinite(p50_ms) and p50_ms > 0 else None

@@ -4,16 +4,14 @@
 * The journal is written before a worker starts, so that a killed control plane knows what it began.
 """
 
-import json
 import logging
-import math
 import os
 import shutil
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from daemon.control import workers
+from daemon.control import answers, workers
 from daemon.control.book import Book
 from daemon.control.briefs import Briefs
 from daemon.control.law import Law
@@ -24,8 +22,8 @@ from daemon.store.samples import Samples
 from policies.case import PanelResult
 from policies.errors import TamperError
 from policies.lifecycle import Stage
-from policies.terms import Artefact, Brief, SearchResult, Task, Trigger
-from policies.wire import canonical, digest_bytes
+from policies.terms import Brief, Task, Trigger
+from policies.wire import canonical
 from policies.world import Candidate, Job, JobState
 
 log = logging.getLogger(__name__)
@@ -107,7 +105,15 @@ class Jobs:
     def close_search(
         self, outcome: str, reason: str, now: float, *, architectures: int = 0, cpu_s: float = 0.0
     ) -> None:
-        """Charge the open search and close it; ``cpu_s`` is what the worker says it used itself."""
+        """Charge the open search and close it.
+
+        Args:
+            outcome: ``done`` or ``failed``.
+            reason: In a sentence.
+            now: The turn's moment.
+            architectures: How many it looked at.
+            cpu_s: What the worker says it used, its checkpoint's part included.
+        """
         job = self.search_job()
         trigger = self._book.ledger.trigger
         if job is None or trigger is None:
@@ -118,9 +124,10 @@ class Jobs:
             outcome=outcome,
             reason=reason,
             kind=trigger.kind.value,
-            cpu_s=round(max(job.cpu_s, cpu_s + self._charged()), 3),
+            cpu_s=round(max(job.cpu_s, self._total_cpu_s(cpu_s)), 3),
             wall_s=round(now - job.started_at, 3),
             architectures=architectures,
+            caged=None if self._search is None else self._search.caged,
         )
         log.info("search=%s outcome=%s cpu_s=%.1f: %s", job.id, outcome, job.cpu_s, reason)
         self._search = None
@@ -135,14 +142,15 @@ class Jobs:
         if opened is None or trigger is None:
             return
         out = self._folder / opened.id / "out"
-        result = self._result(out)
+        result = answers.search_result(out)
         if result.brief != opened.id:
             raise TamperError(f"expected a result of {opened.id} in {out}, got one of {result.brief}")
         number = opened.id.rpartition("-")[2]
         name = f"c{number}-{result.bundle.digest[7:13]}"
         if name not in self._book.ledger.candidates:
-            state = self._blobs.put(_checked(out, result.state))
-            archive = self._blobs.put(_checked(out, result.archive))
+            accuracy = answers.accuracy(result)
+            state = self._blobs.put(answers.checked(out, result.state))
+            archive = self._blobs.put(answers.checked(out, result.archive))
             try:
                 record = self._briefs.record(name, trigger, result, now)
             except ValueError as error:
@@ -155,6 +163,7 @@ class Jobs:
                 record=record.model_dump(mode="json"),
                 state=state,
                 archive=archive,
+                accuracy=accuracy,
                 search=opened.id,
             )
             log.info("candidate=%s stage=PROPOSED generation=None: by %s", name, opened.id)
@@ -166,7 +175,7 @@ class Jobs:
         """Take the candidate's bytes in under their digest, or abandon it."""
         out = self._search_out(candidate)
         try:
-            raw = _checked(out, self._result(out).bundle)
+            raw = answers.checked(out, answers.search_result(out).bundle)
         except TamperError as error:
             self._book.move(candidate, Stage.ABANDONED, str(error))
             return
@@ -180,7 +189,7 @@ class Jobs:
         attempt = self._book.ledger.judge_attempts.get(candidate.id, 0) + 1
         folder = self._panel_folder(candidate.id)
         folder.mkdir(parents=True, exist_ok=True)
-        case = self._briefs.case(candidate, self._result(self._search_out(candidate)), folder)
+        case = self._briefs.case(candidate, answers.search_result(self._search_out(candidate)), folder)
         path = folder / "case.json"
         path.write_bytes(canonical(case))
         self._book.write("judge.started", candidate=candidate.id, attempt=attempt)
@@ -216,15 +225,7 @@ class Jobs:
         Raises:
             TamperError: A file is not what the panel says of it.
         """
-        out = self._panel_folder(candidate.id) / "out"
-        try:
-            result = PanelResult.model_validate_json((out / "panel.json").read_bytes())
-        except (OSError, ValidationError) as error:
-            raise TamperError(f"expected a panel's result in {out}, got {error}") from error
-        report = _checked(out, Artefact(path="report.html", digest=result.report))
-        if result.candidate != candidate.id:
-            raise TamperError(f"expected a panel on {candidate.id}, got one on {result.candidate}")
-        return result, report
+        return answers.panel_result(self._panel_folder(candidate.id) / "out", candidate.id)
 
     def prune(self) -> int:
         """Forget the oldest folders of jobs that are over; return how many."""
@@ -250,6 +251,8 @@ class Jobs:
     def _begin(
         self, name: str, trigger: Trigger, seed: int, *, attempt: int, charged: float, budget: float
     ) -> None:
+        folder = self._folder / name
+        kept = answers.used_cpu_s(folder / "out" / "checkpoint" / "checkpoint.json")
         self._book.write(
             "search.started",
             id=name,
@@ -258,9 +261,10 @@ class Jobs:
             seed=seed,
             attempt=attempt,
             charged_cpu_s=charged,
+            # Never more than is charged: what a worker wrote cannot make a search cheaper.
+            resumed_cpu_s=min(charged, kept),
             budget_cpu_s=budget,
         )
-        folder = self._folder / name
         log.info("search=%s trigger=%s attempt=%d budget_cpu_s=%.0f", name, trigger.id, attempt, budget)
         self._search = workers.start(
             "search",
@@ -282,7 +286,7 @@ class Jobs:
         except (OSError, ValidationError) as error:
             log.warning("search=%s is lost with its brief: %s", opened.id, error)
             return
-        used = opened.charged_cpu_s + _progress_cpu_s(path.parent / "out" / "progress.json")
+        used = self._total_cpu_s(answers.used_cpu_s(path.parent / "out" / "progress.json"))
         self._begin(
             opened.id,
             trigger,
@@ -292,15 +296,13 @@ class Jobs:
             budget=brief.budget_cpu_s,
         )
 
-    def _charged(self) -> float:
+    def _total_cpu_s(self, said_cpu_s: float) -> float:
+        """Return what all attempts of the open search used, by what its worker says of the last one."""
         opened = self._book.ledger.search
-        return 0.0 if opened is None else opened.charged_cpu_s
-
-    def _result(self, out: Path) -> SearchResult:
-        try:
-            return SearchResult.model_validate_json((out / "result.json").read_bytes())
-        except (OSError, ValidationError) as error:
-            raise TamperError(f"expected a search result in {out}, got {error}") from error
+        if opened is None:
+            return said_cpu_s
+        # A search that went on from a checkpoint counts on from there, and that part is charged already.
+        return opened.charged_cpu_s + max(0.0, said_cpu_s - opened.resumed_cpu_s)
 
     def _search_out(self, candidate: Candidate) -> Path:
         number = candidate.id.partition("-")[0].removeprefix("c")
@@ -325,30 +327,3 @@ class Jobs:
         panel = self._law.policy.modification_protocol.evaluation.panel
         wall = panel.timeout_s * (len(panel.required) + 1) * panel.attempts
         return Allowance(cpu_s=wall, memory_bytes=4_000_000_000, wall_s=wall, threads=1)
-
-
-def _checked(folder: Path, artefact: Artefact) -> bytes:
-    """Return an artefact's bytes, which are what its digest says.
-
-    Raises:
-        TamperError: They are not, or there are none.
-    """
-    if "\0" in artefact.path or Path(artefact.path).name != artefact.path:
-        raise TamperError(f"expected a file's name in {folder}, got {artefact.path!r}")
-    path = folder / artefact.path
-    # A link or a device could be read for ever, or be something else than what was hashed.
-    if path.is_symlink() or not path.is_file():
-        raise TamperError(f"expected a plain file at {path}, there is none")
-    raw = path.read_bytes()
-    if digest_bytes(raw) != artefact.digest:
-        raise TamperError(f"expected {artefact.digest} at {path}, got {digest_bytes(raw)}")
-    return raw
-
-
-def _progress_cpu_s(path: Path) -> float:
-    """Return what a lost worker last said it had used; what cannot be read counts for nothing."""
-    try:
-        used = float(json.loads(path.read_bytes())["cpu_s"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
-    return used if math.isfinite(used) and used >= 0 else 0.0

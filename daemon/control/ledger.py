@@ -44,14 +44,19 @@ class OpenSearch:
     started_at: float
     attempts: int
     charged_cpu_s: float
+    resumed_cpu_s: float
 
 
 @dataclass(frozen=True)
 class Heritage:
-    """What a generation leaves to the next search."""
+    """What a candidate's search leaves to later ones.
+
+    ``accuracy`` is the winner's on rows of role search, in its own regime; None where nobody knows.
+    """
 
     state: str
     archive: str
+    accuracy: float | None
 
 
 @dataclass
@@ -104,6 +109,14 @@ class Ledger:
         """The candidate whose bytes are live."""
         return None if self.live is None else self.candidates[self.live.candidate]
 
+    @property
+    def retired(self) -> dict[str, int]:
+        """Candidates that were live and are not, each with the last generation it had; the latest first."""
+        last = {swap.candidate: swap.generation for swap in self.swaps}
+        if self.live is not None:
+            last.pop(self.live.candidate, None)
+        return dict(sorted(last.items(), key=lambda item: item[1], reverse=True))
+
     def nonces(self, now: float) -> set[str]:
         """Return who has spoken on which nonce, as ``nonce/principal``; a yes that expired may be renewed."""
         said = [a for c in self.candidates.values() for a in c.approvals]
@@ -130,6 +143,8 @@ def _search_started(ledger: Ledger, entry: EntryLike) -> None:
         started_at=entry.at,
         attempts=body["attempt"],
         charged_cpu_s=body["charged_cpu_s"],
+        # Entries of before there were checkpoints do not have it.
+        resumed_cpu_s=body.get("resumed_cpu_s", 0.0),
     )
 
 
@@ -147,7 +162,12 @@ def _moved(ledger: Ledger, entry: EntryLike) -> None:
     body = entry.body
     if body["from"] is None:
         candidate = Candidate.model_validate_json(_json(body["record"]))
-        ledger.heritage[candidate.id] = Heritage(state=body["state"], archive=body["archive"])
+        ledger.heritage[candidate.id] = Heritage(
+            state=body["state"],
+            archive=body["archive"],
+            # Entries of before there was a library do not have it.
+            accuracy=body.get("accuracy"),
+        )
     else:
         candidate = ledger.candidates.pop(body["candidate"])
         stage = move(candidate.stage, Stage(body["to"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from daemon.control import jobs, workers
+from daemon.control import answers, workers
 from daemon.control.book import Book
 from daemon.control.sensors import Sensors
 from daemon.store.journal import Journal
@@ -131,11 +131,17 @@ class TestGarbage:
         worker.poll(0.0)
         assert worker.ended in ("refused: too few rows", "refused, and its refusal.json is unreadable")
 
-    @pytest.mark.parametrize("text", ["", "[]", '"x"', '{"cpu_s": NaN}', '{"cpu_s": -1}', '{"cpu_s": 3}'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("", "[]", '"x"', '{"cpu_s": NaN}', '{"cpu_s": -1}', '{"cpu_s": 3}'),
+            pytest.param('{"cpu_s": 1' + "0" * 400 + "}", id="more than a float holds"),
+        ],
+    )
     def test_what_a_lost_worker_used_is_read_or_counts_for_nothing(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "progress.json"
         path.write_text(text)
-        used = jobs._progress_cpu_s(path)
+        used = answers.used_cpu_s(path)
         assert used == (3.0 if text == '{"cpu_s": 3}' else 0.0)
         assert math.isfinite(used)
 
@@ -154,7 +160,7 @@ class TestGarbage:
     def test_a_path_that_leaves_the_folder_is_refused(self, tmp_path: Path, path: str) -> None:
 
         with pytest.raises(TamperError):
-            jobs._checked(tmp_path, Artefact(path=path, digest="sha256:" + "0" * 64))
+            answers.checked(tmp_path, Artefact(path=path, digest="sha256:" + "0" * 64))
 
     def test_a_winner_of_another_space_closes_the_search(
         self, host: Any, monkeypatch: pytest.MonkeyPatch

@@ -85,10 +85,6 @@ def _spread(macs: np.ndarray) -> float:
     return float(np.log(macs).std())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="strata of equal counts give the same mixture as plain samples; both ends stay rare",
-)
 def test_strangers_are_spread_over_cost_more_evenly_than_plain_samples(laid):
     desk = laid()
     lessons = _lessons(desk)

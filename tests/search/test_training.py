@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from policies.errors import PermanentError
 from search.batches import Batch, Batches
 from search.blueprint import Blueprint, Layout
 from search.budget import Budget
@@ -189,15 +190,35 @@ def test_a_loss_that_leaves_its_path_sends_training_back_at_half_the_rate_and_on
     assert not _same(calm.net, lesson.net)
 
 
-def test_a_step_that_never_works_ends_with_the_budget_and_leaves_weights_that_are_numbers():
+def test_a_step_that_never_works_is_refused_and_leaves_weights_that_are_numbers():
     lesson = Lesson(
         CLOUDS,
         _course(80),
         wrap=lambda batches: _Poisoned(batches, 60, _without_numbers, always=True),
     )
-    assert lesson.train(worlds.ticking(0.4), 20.0) < 80
-    assert lesson.pupil.memory.rollbacks > 1
+    with pytest.raises(PermanentError, match="left its path 8 times, last at step 60"):
+        lesson.train()
     assert all(torch.isfinite(one).all() for one in lesson.net.state().values())
+
+
+def test_a_steady_course_goes_back_with_its_average_too():
+    plain, spiked = (
+        Lesson(
+            CLOUDS,
+            _course(60, warm=0, steady=True),
+            wrap=lambda batches, at=at: _Poisoned(batches, at, _without_numbers),
+        )
+        for at in (10_000, 55)
+    )
+    for lesson in (plain, spiked):
+        lesson.train()
+    assert spiked.pupil.memory.rollbacks == 1
+    at_the_snapshot = plain.kept[1][1]
+    for name in ("average.stem.weight", "stem.weight", "momentum.stem.weight"):
+        assert torch.equal(at_the_snapshot[name], spiked.kept[1][1][name])
+    gap = spiked.pupil.averaged().state()["stem.weight"] - plain.pupil.averaged().state()["stem.weight"]
+    assert torch.isfinite(gap).all()
+    assert gap.abs().max() > 0
 
 
 def test_a_wild_beginning_is_no_spike():

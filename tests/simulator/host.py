@@ -30,6 +30,7 @@ from policies.terms import (
     Artefact,
     Brief,
     Deployment,
+    Evidence,
     Finding,
     Genome,
     Level,
@@ -155,8 +156,9 @@ class SimulatedSamples:
 class SimulatedWorker:
     """A worker that has ended by the time anybody looks, or that is at work until it is stopped."""
 
-    def __init__(self, ended: str) -> None:
+    def __init__(self, ended: str, caged: bool = False) -> None:
         self.ended: str | None = None if ended == "running" else ended
+        self.caged = caged
         self.cpu_s = 12.5
 
     def poll(self, monotonic: float) -> JobState:
@@ -186,6 +188,8 @@ class Host:
         self.drift = True
         self.operator: Callable[[Host], None] = approve_all
         self.searches_run = 0
+        self.caged = True
+        self.accuracy: float | None = 0.9
         make_key(self.law / "approver", PRINCIPAL)
         self.key = (self.law / "approver").read_bytes()
         public = (self.law / "approver.pub").read_text().split()
@@ -223,11 +227,15 @@ class Host:
         if module == "search":
             self.searches_run += 1
         if ended == "done":
-            (_search if module == "search" else self._panel)(case, out)
-        return SimulatedWorker(ended)
+            (self._search if module == "search" else self._panel)(case, out)
+        return SimulatedWorker(ended, self.caged and module == "search")
 
     def find_worker(self, folder: Path, result: str, *_rest: Any) -> SimulatedWorker | None:
-        return SimulatedWorker("done") if (folder / "out" / result).is_file() else None
+        done = (folder / "out" / result).is_file()
+        return SimulatedWorker("done", self.caged and result == "result.json") if done else None
+
+    def _search(self, path: Path, out: Path) -> None:
+        _search(path, out, self.accuracy)
 
     def _panel(self, path: Path, out: Path) -> None:
         case = Case.model_validate_json(path.read_bytes())
@@ -346,7 +354,7 @@ class Host:
         return candidate.id, raw, sign(self.key, raw, "instar-approve@v1")
 
 
-def _search(path: Path, out: Path) -> None:
+def _search(path: Path, out: Path, accuracy: float | None) -> None:
     brief = Brief.model_validate_json(path.read_bytes())
     bundle = f"bundle of {brief.id} seed {brief.seed}".encode()
     files = {"bundle.onnx": bundle, "state.safetensors": b"state", "archive.json": b"{}"}
@@ -360,7 +368,9 @@ def _search(path: Path, out: Path) -> None:
         bundle=artefact["bundle.onnx"],
         state=artefact["state.safetensors"],
         archive=artefact["archive.json"],
-        evidence=(),
+        evidence=()
+        if accuracy is None
+        else (Evidence(name="accuracy_search", value=accuracy, unit="share", n=400),),
         points=(),
         cpu_s=12.5,
         wall_s=20.0,

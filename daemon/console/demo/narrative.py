@@ -112,6 +112,7 @@ def _search_started(body: dict[str, Any]) -> Text:
 
 def _search_ended(body: dict[str, Any]) -> Text:
     text = f"{body['id']} ended: {body['outcome']}, {body['cpu_s']:.1f} CPU-s in {body['wall_s']:.0f} s"
+    text += ", without a cage" if body.get("caged") is False else ""
     return Text(text if body["outcome"] == "done" else f"{text}: {body['reason']}")
 
 
