@@ -29,7 +29,8 @@ from policies.errors import PermanentError
 from policies.terms import Brief, Genome, Point, Precision, SearchResult
 from policies.wire import canonical
 from search.admission import admit, read_brief
-from search.order import BRIEF, PROFILE, RESULT, Order, keep_profile, prepare, read_order, read_result
+from search.errand import BRIEF, PROFILE, RESULT, keep_profile, prepare, read_result
+from search.order import Order, read_order
 from search.progress import write_whole
 from search.run import Run, Tools
 from search.sketch import Mark, front, pareto_svg

@@ -9,7 +9,6 @@ to the same winner and the same bytes as if it had not been broken off.
 """
 
 import platform
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -23,28 +22,20 @@ from policies.terms import Artefact, Point, SearchResult, TriggerKind
 from policies.wire import canonical, digest_bytes
 from search import adapting, choice, founding, plan, refreshing, reselecting
 from search import bounds as limits_of
-from search.admission import Admission, Parent
+from search.admission import Admission
 from search.archive import Archive
-from search.bounds import Bounds
-from search.budget import Budget
 from search.checkpoint import Checkpoint, Kept, to_look, to_memory, to_moment, to_seen
 from search.choice import Finalist
-from search.costs import Costs
 from search.crew import Crew
-from search.desk import Desk, Record, Tools
+from search.desk import Desk, Tools
 from search.explore import Explorer, Look
 from search.final import Final
 from search.lessons import Lessons
 from search.library import Returned, returned
-from search.pace import pace
-from search.profile import Profile, measure
+from search.opening import open_desk
 from search.progress import Progress, write_whole
 from search.space import Genes, to_genome
-from search.supernet import Supernet
 from search.training import Pupil
-
-_FASTER = 0.9
-"""A search for latency must find less than this share of the parent's median."""
 
 __all__ = ["Run", "Tools"]
 
@@ -89,7 +80,10 @@ class Run:
             self._crew.close()
 
     def _search(self) -> SearchResult:
-        desk = self._desk()
+        found = self._found
+        kept = None if found is None else found.kept
+        desk = open_desk(self._admission, self._tools, self._crew, self._progress, self._cpu_s, kept)
+        write_whole(self._out / "profile.json", canonical(desk.costs.profile))
         limits_of.nearest(desk.bounds)
         kind = desk.brief.kind
         if kind is TriggerKind.LATENCY:
@@ -108,66 +102,6 @@ class Run:
         lessons = self._restored(adapting.lessons(desk, centres))
         self._train(desk, lessons)
         return self._explored(desk, adapting.seeds(desk, centres), desk.parent.genes)
-
-    # -- the table ------------------------------------------------------------------------------------------
-
-    def _desk(self) -> Desk:
-        brief, space = self._admission.brief, self._admission.space
-        profile = self._profile()
-        write_whole(self._out / "profile.json", canonical(profile))
-        parent = self._admission.parent
-        costs = Costs(space, profile)
-        if parent is not None and brief.served_p50_ms is not None:
-            alone = float(costs.latency_ms(parent.genes[None])[0])
-            costs = Costs(space, profile, max(0.0, brief.served_p50_ms - alone))
-        net = Supernet(space.shapes(), space.entries()[0], brief.seed)
-        net.standardise(self._admission.data.train_new.x)
-        record = Record()
-        if parent is not None:
-            net.load(parent.state)
-        if self._found is not None:
-            kept = self._found.kept
-            record = Record(list(kept.evidence), kept.old_before, kept.mix, kept.centres)
-        budget = Budget(brief.budget_cpu_s, self._cpu_s)
-        budget.cut += () if self._found is None else self._found.kept.cut
-        return Desk(
-            admission=self._admission,
-            tools=self._tools,
-            net=net,
-            costs=costs,
-            bounds=self._bounds(parent, costs),
-            budget=budget,
-            progress=self._progress,
-            crew=self._crew,
-            record=record,
-        )
-
-    def _profile(self) -> Profile:
-        known = self._admission.profile if self._found is None else self._found.kept.profile
-        brief, space = self._admission.brief, self._admission.space
-        # One that was measured while int8 was not allowed says nothing of it.
-        if known is not None and (known.int8_line is not None or len(brief.precisions) == 1):
-            return known
-        self._progress.report("profile", 0, 1, "profile: timing blocks, networks and training on this device")
-
-        def report(done: int, total: int) -> None:
-            self._progress.report("profile", done, total, f"profile: block {done} of {total}")
-
-        # The pace counts CPU time of this process alone; threads of the crew are idle here.
-        found = pace(space, brief.task.augmentation, self._tools.cpu, brief.seed)
-        return measure(space, self._tools.clock, astuple(found), brief.seed, report)
-
-    def _bounds(self, parent: Parent | None, costs: Costs) -> Bounds:
-        brief, space = self._admission.brief, self._admission.space
-        int8 = len(brief.precisions) > 1
-        if parent is None:
-            ceiling = limits_of.median_ceiling_ms(brief.limits, None)
-            return Bounds(space, brief.limits, costs, ceiling, None, int8)
-        parent_ms = float(costs.latency_ms(parent.genes[None])[0])
-        ceiling = limits_of.median_ceiling_ms(brief.limits, parent_ms, costs.overhead_ms)
-        if brief.kind is TriggerKind.LATENCY:
-            ceiling = min(ceiling, _FASTER * parent_ms)
-        return Bounds(space, brief.limits, costs, ceiling, parent.genes, int8)
 
     # -- the parts ------------------------------------------------------------------------------------------
 

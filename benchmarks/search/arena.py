@@ -117,7 +117,8 @@ class Arena:
         lines = path.read_text().splitlines(keepends=True)
         # The last line may be half of one, when a run was killed.
         whole = [json.loads(line) for line in lines if line.endswith("\n")]
-        return {name: Answer(error, cost_s) for name, error, cost_s in whole}
+        # Where two runs asked at once, the first line holds: its price is the one that was paid.
+        return {name: Answer(error, cost_s) for name, error, cost_s in reversed(whole)}
 
 
 @dataclass(frozen=True)

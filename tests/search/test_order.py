@@ -11,7 +11,8 @@ from policies.document import load_task
 from policies.errors import PermanentError
 from policies.terms import Artefact, Brief, Evidence, Genome, Modality, Precision, SearchResult, TriggerKind
 from policies.wire import canonical, digest_bytes
-from search.order import draw_roles, keep_profile, prepare, read_order
+from search.errand import draw_roles, keep_profile, prepare
+from search.order import read_order
 
 TASK = """
 name = "dials"
