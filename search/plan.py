@@ -119,13 +119,14 @@ def _alone_s(desk: Desk, genes: Genes) -> float:
 
 
 def _sandwich_s(desk: Desk) -> float:
-    """Return the CPU-seconds of a step of three: the teacher, and two near it or of middling cost."""
+    """Return the CPU-seconds of a step: teacher, two pupils, and the smallest where a task is founded."""
     mean = _mean_macs(desk)
     if desk.brief.kind is TriggerKind.DATA:
         # Every fourth step has a stranger in it, else both pupils are the teacher's neighbours.
         parent = float(desk.costs.macs(desk.parent.genes[None])[0])
         return _step_s(desk, 3, 2.75 * parent + 0.25 * mean)
-    return _step_s(desk, 3, float(desk.costs.macs(desk.space.largest[None])[0]) + 2 * mean)
+    ends = desk.costs.macs(np.stack([desk.space.largest, desk.space.smallest]))
+    return _step_s(desk, 4, float(ends.sum()) + 2 * mean)
 
 
 def _step_s(desk: Desk, subnets: int, macs: float) -> float:

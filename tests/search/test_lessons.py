@@ -36,17 +36,15 @@ def _lessons(desk: Desk) -> Lessons:
     return Lessons(desk, course, desk.space.largest[None], founding.RATE, memory=None)
 
 
-def test_the_largest_teaches_and_beside_it_learn_a_neighbour_and_in_turn_the_smallest_and_a_stranger(laid):
+def test_the_largest_teaches_a_neighbour_a_stranger_and_the_smallest(laid):
     desk = laid()
     space, lessons = desk.space, _lessons(desk)
-    smallest = space.blueprint(space.smallest)
-    for step in range(60):
-        first, near, third = lessons.subnets(step)
+    for step in range(40):
+        first, near, _, last = lessons.subnets(step)
         assert first == space.blueprint(space.largest)
         assert near != first
-        assert (third == smallest) or step % 3
-    thirds = [lessons.subnets(step)[2] for step in range(60) if step % 3]
-    assert len(set(thirds)) > 30
+        assert last == space.blueprint(space.smallest)
+    assert len({lessons.subnets(step)[2] for step in range(40)}) > 25
 
 
 def test_who_learns_is_a_function_of_the_step_and_the_seed(laid):
@@ -66,19 +64,15 @@ def test_neighbours_stay_near_their_centres(laid):
     assert found == {space.blueprint(row) for row in centres}
 
 
-def test_strangers_come_from_each_fifth_of_cost_in_turn(laid):
-    desk = laid()
-    lessons = _lessons(desk)
-    plain = desk.costs.macs(desk.space.sample(np.random.default_rng(0), 2000))
-    fifths = np.quantile(plain, [0.2, 0.4, 0.6, 0.8])
+def test_strangers_come_from_each_stratum_of_cost_in_turn(laid):
+    lessons = _lessons(laid())
     found = [[], [], [], [], []]
     for step in range(_STEPS):
-        if step % 3:
-            found[step % 5].append(np.searchsorted(fifths, lessons.subnets(step)[2].macs))
+        found[step % 5].append(np.log(lessons.subnets(step)[2].macs))
     means = [float(np.mean(one)) for one in found]
     assert means == sorted(means)
-    assert means[0] < 0.5
-    assert means[4] > 3.5
+    # Even steps on a scale of ratios, not even numbers of samples.
+    assert np.diff(means).min() > 0.6 * np.diff(means).mean()
 
 
 def _spread(macs: np.ndarray) -> float:
@@ -88,7 +82,7 @@ def _spread(macs: np.ndarray) -> float:
 def test_strangers_are_spread_over_cost_more_evenly_than_plain_samples(laid):
     desk = laid()
     lessons = _lessons(desk)
-    strangers = np.array([lessons.subnets(step)[2].macs for step in range(_STEPS) if step % 3])
+    strangers = np.array([lessons.subnets(step)[2].macs for step in range(_STEPS)])
     plain = desk.costs.macs(desk.space.sample(np.random.default_rng(0), 2000))
     assert _spread(strangers) > 1.1 * _spread(plain)
 
