@@ -1,11 +1,10 @@
 """A search after the data moved: what the supernet knows, bent to the new rows without forgetting the old.
 
-* First the parent's own batch norms are brought up to date. New rows alone may mislead them (where classes
-  have become rarer, not other), so rows of both regimes, of one or of the other are tried, and the exam
-  decides.
-* Then the parent alone is trained for a short while at a steady rate, its weights averaged: a step of one
-  small network costs a fifth of a step of the sandwich, so this is where most of what was lost comes back
-  first. It is kept only when the exam says that it is better.
+* First the parent alone is trained for a short while at a steady rate, its weights averaged, on three new
+  rows to an old one: a step of one small network costs a fraction of a step of several, so this is where most
+  of what was lost comes back, and first. It is kept only when the exam says that it is better.
+* Then it is asked which rows calibrate its batch norms best: of both regimes, of the old or of the new alone.
+  New rows alone may mislead them, where classes have become rarer and not other.
 * Then the archive is scored; the parent and the best of it are the centres around which the supernet learns.
 * Old rows carry the parent's answers, given before the first step.
 """
@@ -29,31 +28,34 @@ _CENTRES = 4
 _SCORED = 5
 _MIXES = (0.5, 0.0, 1.0)
 _STEADY_RATE = 0.1
+_SETTLING_REPLAY = 0.25
 
 
-def before(desk: Desk) -> Marks:
-    """Choose the rows that calibrate, and return how the parent does with them on today's rows."""
+def examined(desk: Desk) -> Marks:
+    """Return how the parent does on today's rows as it is."""
     desk.reporter("before")(0, 1, "before: the parent on the new rows")
+    return desk.examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
+
+
+def settle(desk: Desk) -> None:
+    """Train the parent alone for a short while, choose the rows that calibrate; keep what clearly helps."""
+    pupil = settling(desk)
+    pupil.train(desk.budget, desk.reporter("settle"), lambda _: None)
+    settled = desk.with_net(pupil.averaged())
     tried: list[tuple[float, float, Marks]] = []
     for mix in _MIXES if len(desk.data.train_old) else (desk.record.mix,):
         desk.record.mix = mix
-        marks = desk.examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
-        tried.append((choice.score(0.0, marks, None, 1.0) + (marks.accuracy_old or 0.0), mix, marks))
+        marks = settled.examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
+        tried.append((marks.accuracy + (marks.accuracy_old or 0.0), mix, marks))
     # The first is kept on a tie: both regimes together.
     _, desk.record.mix, marks = max(tried, key=lambda one: one[0])
-    note_before(desk, marks)
-    desk.record.note("calibration_new", desk.record.mix, "share")
-    return marks
-
-
-def settle(desk: Desk, parent: Marks) -> None:
-    """Train the parent alone for a short while; keep that when it clearly helps."""
-    pupil = settling(desk)
-    pupil.train(desk.budget, desk.reporter("settle"), lambda _: None)
-    settled = pupil.averaged()
-    marks = desk.with_net(settled).examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
+    desk.net.load(desk.parent.state)
+    parent = examined(desk)
+    note_before(desk, parent)
     helped = clearly_better(marks, parent)
-    desk.net.load(settled.state() if helped else desk.parent.state)
+    if helped:
+        desk.net.load(settled.net.state())
+    desk.record.note("calibration_new", desk.record.mix, "share")
     desk.record.note("settled", float(helped), "yes or no")
     desk.record.evidence.append(choice.accuracy_evidence("accuracy_settled", marks.new))
 
@@ -70,6 +72,7 @@ def settling(desk: Desk) -> Pupil:
         desk.brief.task.augmentation,
         BATCH,
         desk.brief.seed + 2,
+        _SETTLING_REPLAY,
     )
     course = Course("settle", plan.settling_steps(desk), 0, _STEADY_RATE, 0.3, steady=True)
     return Pupil(desk.net, batches, lambda _: (blueprint,), course, desk.crew)

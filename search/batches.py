@@ -1,6 +1,6 @@
 """Batches of training rows, each a function of its number: a search that goes on after a kill sees the same.
 
-* New rows, and old rows where there are any, half and half; each part uses every row before any again.
+* New rows, and a share of old rows where there are any; each part uses every row before any again.
 * Jitter and order come from the seed and the number of the step, from nothing that has a memory.
 """
 
@@ -45,6 +45,7 @@ class Batches:
         augmentation: What jitter they may have.
         size: Rows of a batch.
         seed: Of all chance.
+        replay: Share of old rows in a batch, where there are any; in (0, 1).
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Batches:
         augmentation: Augmentation,
         size: int,
         seed: int,
+        replay: float = 0.5,
     ) -> None:
-        self._parts = [(new, size)] if not len(old) else [(new, size - size // 2), (old, size // 2)]
+        again = int(replay * size) if len(old) else 0
+        self._parts = [(new, size - again), (old, again)] if again else [(new, size)]
         self._prepared = [net.prepare(rows.x) for rows, _ in self._parts]
-        self._memory = memory if len(old) else None
+        self._memory = memory if again else None
         self._layout = layout
         self._augmentation = augmentation
         self._seed = seed

@@ -1,6 +1,8 @@
 """How a search begins: the device's profile, the prices and limits that follow from it, the net, the record.
 
-* A profile that the brief or the archive brings is taken as it is; else the device is measured.
+* A profile that the brief or the archive brings is taken as it is; else the device is measured. A search for
+  latency takes the archive's blocks, but times whole networks anew: it is called because the device has
+  changed.
 * A search that goes on takes profile, record and cuts from its checkpoint.
 """
 
@@ -16,7 +18,7 @@ from search.costs import Costs
 from search.crew import Crew
 from search.desk import Desk, Record, Tools
 from search.pace import pace
-from search.profile import Profile, measure
+from search.profile import Profile, measure, refitted
 from search.progress import Progress
 from search.supernet import Supernet
 
@@ -65,7 +67,10 @@ def _profile(admission: Admission, tools: Tools, progress: Progress, kept: Kept 
     brief, space = admission.brief, admission.space
     # One that was measured while int8 was not allowed says nothing of it.
     if known is not None and (known.int8_line is not None or len(brief.precisions) == 1):
-        return known
+        if brief.kind is not TriggerKind.LATENCY or kept is not None or brief.profile is not None:
+            return known
+        progress.report("profile", 0, 1, "profile: timing whole networks on this device as it is today")
+        return refitted(known, space, tools.clock, brief.seed)
     progress.report("profile", 0, 1, "profile: timing blocks, networks and training on this device")
 
     def report(done: int, total: int) -> None:

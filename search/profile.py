@@ -160,6 +160,23 @@ def measure(
     )
 
 
+def refitted(profile: Profile, space: Space, clock: Clock, seed: int) -> Profile:
+    """Return a profile with its lines fitted anew on whole networks: the same blocks, today's device.
+
+    Args:
+        profile: Of another day.
+        space: Of the networks.
+        clock: For timing.
+        seed: As for ``measure``.
+    """
+    rng = np.random.default_rng([seed, 14])
+    chosen = _spread(space, rng)
+    parts = (profile.blocks_us, profile.entries_us)
+    sums = np.array([sum_us(space.blueprint(row), *parts) for row in chosen]) / 1000
+    line = fitted_line(sums, whole_ms(space, chosen, clock, rng))
+    return profile.model_copy(update={"line": line, "int8_line": _int8_line(space, chosen, sums, clock, rng)})
+
+
 def sum_us(blueprint: Blueprint, blocks_us: dict[str, float], entries_us: dict[str, float]) -> float:
     """Return the sum of a network's parts in microseconds."""
     return entries_us[entry_key(blueprint.entry)] + sum(blocks_us[key(block)] for block in blueprint.blocks)

@@ -109,14 +109,16 @@ class Run:
         """Score what there is on today's rows; a search that goes on has done it already."""
         if self._found is not None and self._found.kept.centres:
             return None, np.array(self._found.kept.centres, dtype=np.int64)
-        parent = adapting.before(desk)
-        back = returned(desk, parent)
-        if back is not None:
-            return back, desk.parent.genes[None]
-        adapting.settle(desk, parent)
+        if desk.admission.library:
+            parent = adapting.examined(desk)
+            back = returned(desk, parent)
+            if back is not None:
+                adapting.note_before(desk, parent)
+                return back, desk.parent.genes[None]
+        adapting.settle(desk)
         centres = adapting.centres(desk)
         desk.record.centres = tuple(tuple(int(gene) for gene in row) for row in centres)
-        return back, centres
+        return None, centres
 
     def _restored(self, lessons: Lessons) -> Lessons:
         found = self._found

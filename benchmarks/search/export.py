@@ -23,6 +23,7 @@ from benchmarks.search.environments import run
 from benchmarks.search.row import Figure, Row, number, times
 from policies.terms import Artefact, Brief, Precision, TriggerKind
 from policies.wire import digest_bytes
+from search.crew import Crew
 from search.export import GOLDEN_ROWS, Subnet, bundle_of, model_of
 from search.space import to_genome
 from search.spaces import BUILTIN as SPACES
@@ -83,7 +84,9 @@ def _brief() -> Brief:
 
 def rows(seeds: Sequence[int], quick: bool) -> list[Row]:
     """Return the rows of this part."""
+    crew = Crew(1)  # it sets the library to one thread
     found = [one_seed(seed, QUICK_SUBNETS if quick else SUBNETS) for seed in seeds]
+    crew.close()
     ours = {name: Figure.of([one[name] for one in found]) for name in found[0]}
     table.say("export: OFA")
     told = run("ofa", "ofa_extract.py", "--subnets", "3" if quick else "9")
