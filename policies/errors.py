@@ -3,6 +3,8 @@
 A message says what was expected, what came, where, and what to do.
 """
 
+from pydantic import ValidationError
+
 
 class InstarError(Exception):
     """Anything Instar raises on purpose."""
@@ -35,3 +37,10 @@ class IllegalMove(PermanentError):  # noqa: N818  the domain's word, not an "Err
 
 class TamperError(PermanentError):
     """Bytes are not what their digest, signature or chain says."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a term, in a line, without what was in it."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, fault["loc"]))
+    return f"{where}: {fault['msg']}" if where else str(fault["msg"])

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from policies.wire import DIGEST_PATTERN
 
+MOST = 2**53 - 1
+"""The largest whole number that canonical JSON carries (RFC 8785)."""
+
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 Time = Annotated[float, Field(ge=0.0)]
@@ -171,10 +174,10 @@ class Trigger(Term):
 class Limits(Term):
     """What a candidate must meet, on the device that serves it."""
 
-    max_params: int = Field(gt=0)
-    max_size_bytes: int = Field(gt=0)
+    max_params: int = Field(gt=0, le=MOST)
+    max_size_bytes: int = Field(gt=0, le=MOST)
     max_p99_ms: float = Field(gt=0.0)
-    max_edit_distance: int = Field(ge=0, description="Genes that may differ from the parent.")
+    max_edit_distance: int = Field(ge=0, le=MOST, description="Genes that may differ from the parent.")
 
 
 class Genome(Term):
@@ -206,10 +209,10 @@ class Brief(Term):
     id: Name
     kind: TriggerKind
     task: Task
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=MOST)
     budget_cpu_s: float = Field(gt=0.0)
-    max_memory_bytes: int = Field(gt=0)
-    threads: int = Field(ge=1)
+    max_memory_bytes: int = Field(gt=0, le=MOST)
+    threads: int = Field(ge=1, le=1024)
     limits: Limits
     data: Artefact = Field(description="npz of roles train, search and replay; never gate.")
     parent_generation: int = Field(ge=0)

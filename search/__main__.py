@@ -11,6 +11,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -112,7 +113,7 @@ def _run(arguments: list[str]) -> int:
         result = _watched(brief, out, options.strategy, words)
         picture, kept = _finish(order, options.order.parent, brief, result, out)
     except PermanentError as error:
-        if out.is_dir():
+        if os.access(out, os.W_OK):
             write_whole(out / _REFUSAL, canonical({"reason": str(error)}))
         words.print(Text(f"refused: {error}", style="red"), soft_wrap=True)
         return REFUSED
@@ -142,12 +143,11 @@ def _prepare(path: Path, out: Path) -> tuple[Order, Brief]:
     order = read_order(path)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name in (RESULT, _REFUSAL, _PROGRESS, _PICTURE):
+            (out / name).unlink(missing_ok=True)
+        return order, prepare(order, path.parent, out)
     except OSError as error:
         raise PermanentError(f"expected a folder for the result at {out}, got {error}") from error
-    brief = prepare(order, path.parent, out)
-    for name in (RESULT, _REFUSAL, _PROGRESS, _PICTURE):
-        (out / name).unlink(missing_ok=True)
-    return order, brief
 
 
 def _watched(brief: Brief, out: Path, strategy: str, words: Console) -> SearchResult:

@@ -32,32 +32,38 @@ _SETTLING_REPLAY = 0.25
 
 
 def examined(desk: Desk) -> Marks:
-    """Return how the parent does on today's rows as it is."""
-    desk.reporter("before")(0, 1, "before: the parent on the new rows")
-    return desk.examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
+    """Return how the desk's net does as the parent on today's rows, with the calibration that suits it best.
 
-
-def settle(desk: Desk) -> None:
-    """Train the parent alone for a short while, choose the rows that calibrate; keep what clearly helps."""
-    pupil = settling(desk)
-    pupil.train(desk.budget, desk.reporter("settle"), lambda _: None)
-    settled = desk.with_net(pupil.averaged())
+    The mix that was best stays in the record.
+    """
     tried: list[tuple[float, float, Marks]] = []
     for mix in _MIXES if len(desk.data.train_old) else (desk.record.mix,):
         desk.record.mix = mix
-        marks = settled.examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
+        marks = desk.examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
         tried.append((marks.accuracy + (marks.accuracy_old or 0.0), mix, marks))
     # The first is kept on a tie: both regimes together.
     _, desk.record.mix, marks = max(tried, key=lambda one: one[0])
+    return marks
+
+
+def settle(desk: Desk) -> None:
+    """Train the parent alone for a short while, and keep that when it clearly helps."""
+    pupil = settling(desk)
+    pupil.train(desk.budget, desk.reporter("settle"), lambda _: None)
+    settled = desk.with_net(pupil.averaged())
     desk.net.load(desk.parent.state)
-    parent = examined(desk)
-    note_before(desk, parent)
-    helped = clearly_better(marks, parent)
+    desk.reporter("before")(0, 1, "before: the parent on the new rows")
+    before, mix_before = examined(desk), desk.record.mix
+    note_before(desk, before)
+    after = examined(settled)
+    helped = clearly_better(after, before)
     if helped:
         desk.net.load(settled.net.state())
+    else:
+        desk.record.mix = mix_before
     desk.record.note("calibration_new", desk.record.mix, "share")
     desk.record.note("settled", float(helped), "yes or no")
-    desk.record.evidence.append(choice.accuracy_evidence("accuracy_settled", marks.new))
+    desk.record.evidence.append(choice.accuracy_evidence("accuracy_settled", after.new))
 
 
 def settling(desk: Desk) -> Pupil:
@@ -79,12 +85,19 @@ def settling(desk: Desk) -> Pupil:
 
 
 def centres(desk: Desk) -> Genes:
-    """Score the archive on today's rows; return the parent and the best of it."""
-    archived = desk.archived()[: 1 + _SCORED]
-    desk.reporter("before")(0, len(archived), "before: the archive on the new rows")
-    marks = desk.crew.map(desk.examiner(plan.CALIBRATION_ROWS).examine, list(archived[1:]))
+    """Score the archive on today's rows; return the parent and the best of it that the limits allow."""
+    genes = desk.parent.genes
+    _, first = np.unique(desk.space.names(desk.space.normal(desk.archived(), genes)), return_index=True)
+    archived = desk.space.normal(desk.archived(), genes)[np.sort(first)]
+    others = (
+        archived[1:][desk.bounds.violation(archived[1:]) == 0][:_SCORED]
+        if len(archived) > 1
+        else archived[1:]
+    )
+    desk.reporter("before")(0, len(others), "before: the archive on the new rows")
+    marks = desk.crew.map(desk.examiner(plan.CALIBRATION_ROWS).examine, list(others))
     best = np.argsort([-mark.accuracy for mark in marks], kind="stable")[: _CENTRES - 1]
-    return np.concatenate([archived[:1], archived[1:][best]])
+    return np.concatenate([genes[None], others[best]])
 
 
 def note_before(desk: Desk, marks: Marks) -> None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from policies.errors import PermanentError, TamperError
+from policies.errors import PermanentError, TamperError, first_fault
 from policies.terms import Artefact, Brief, Heirloom, Modality, Precision, TriggerKind
 from policies.wire import canonical, digest_bytes, parse_canonical
 from search.archive import Archive, read_archive
@@ -75,12 +75,15 @@ def read_brief(path: Path) -> Brief:
     Raises:
         PermanentError: It is not the canonical JSON of a brief (an unknown modality among others).
     """
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise PermanentError(f"expected a brief at {path}, got {error}") from error
     parse_canonical(raw, str(path))
     try:
         return Brief.model_validate_json(raw)
     except ValidationError as error:
-        raise PermanentError(f"expected a brief in {path}, got {error}") from error
+        raise PermanentError(f"expected a brief in {path}, got {first_fault(error)}") from error
 
 
 def admit(brief: Brief, folder: Path, spaces: Mapping[Modality, SpaceFactory]) -> Admission:
@@ -107,8 +110,10 @@ def admit(brief: Brief, folder: Path, spaces: Mapping[Modality, SpaceFactory]) -
     data = read_dataset(
         read_artefact(brief.data, folder), brief.task, split_regimes=brief.kind is TriggerKind.DATA
     )
-    if not data.labelled and brief.kind is TriggerKind.FOUNDING:
-        raise PermanentError("expected labels in the data of a founding search, got none; label some rows")
+    if not data.labelled and brief.kind is not TriggerKind.DATA:
+        raise PermanentError(
+            f"expected labels in the data of a {brief.kind} search, got none: it has to rank; label some rows"
+        )
     parent = None if brief.kind is TriggerKind.FOUNDING else _parent(brief, folder, space)
     library = tuple(_ancestor(one, folder, space) for one in brief.library)
     profile = parent.archive.profile if parent else None
@@ -157,7 +162,10 @@ def _parent(brief: Brief, folder: Path, space: Space) -> Parent:
     except (ValueError, SafetensorError) as error:
         raise PermanentError(f"expected a parent of space {space.name}, got {error}") from error
     archive = read_archive(read_artefact(brief.parent_archive, folder))
-    if archive.space != space.name:
-        raise PermanentError(f"expected an archive of space {space.name}, got one of {archive.space}")
     read_profile(canonical(archive.profile), space)
-    return Parent(genes, state, archive)
+    parent = Parent(genes, state, archive)
+    try:
+        parent.points(space)
+    except ValueError as error:
+        raise PermanentError(f"expected an archive of space {space.name}, got {error}") from error
+    return parent

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from policies.errors import TamperError
+from policies.errors import TamperError, first_fault
 from policies.terms import Name, Point, Term
 from search.profile import Profile
 
@@ -28,6 +28,6 @@ def read_archive(raw: bytes) -> Archive:
         return Archive.model_validate_json(raw)
     except ValidationError as error:
         raise TamperError(
-            f"expected a search archive of format 2, got {error}; if an older version wrote it, found the "
-            "task anew"
+            f"expected a search archive of format 2, got {first_fault(error)}; if an older "
+            "version wrote it, found the task anew"
         ) from error

@@ -2,8 +2,8 @@
 
 * Lies in ``OUT/checkpoint``: ``checkpoint.json``, and the tensors that it names by digest. Never a pickle.
 * A file is replaced whole; the JSON last, so that it never names tensors that are not there.
-* It belongs to one brief. One of another brief, or one that is broken, is not taken up: the search begins
-  anew.
+* It belongs to one brief, strategy and set of libraries. Another's, or a broken one, is not taken up: the
+  search begins anew.
 """
 
 import base64
@@ -56,7 +56,7 @@ class Kept(Term):
     """The text of ``checkpoint.json``."""
 
     format: Literal[1]
-    brief: str = Field(description="Digest of the brief that it belongs to.")
+    search: str = Field(description="Digest of the brief, the strategy and the versions that it belongs to.")
     profile: Profile
     cpu_s: float
     wall_s: float
@@ -87,18 +87,18 @@ class Checkpoint:
 
     Args:
         out: Of the search.
-        brief: Digest of its brief.
+        search: Digest of what the search is: brief, strategy, versions.
     """
 
-    def __init__(self, out: Path, brief: str) -> None:
+    def __init__(self, out: Path, search: str) -> None:
         self._folder = out / "checkpoint"
-        self._brief = brief
+        self._search = search
 
     def find(self) -> Found | None:
         """Return what a former process left of the same search, if it is whole."""
         try:
             kept = Kept.model_validate_json((self._folder / "checkpoint.json").read_bytes())
-            if kept.brief != self._brief:
+            if kept.search != self._search:
                 return None
             tensors = {} if kept.tensors is None else load(self._read(kept.tensors))
         except (OSError, ValidationError, SafetensorError, TamperError):

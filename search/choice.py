@@ -18,6 +18,7 @@ from search.exam import Marks, winners_curse
 from search.explore import Look
 from search.pareto import ranks
 from search.space import Space, to_genome
+from search.supernet import Supernet
 
 OLD_ALLOWANCE = 0.02
 _FEWEST_RANKED = 8
@@ -28,7 +29,7 @@ _Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Finalist:
-    """A genome with its exported file."""
+    """A genome with its exported file, and the net that it was exported from."""
 
     look: Look
     marks: Marks
@@ -36,6 +37,7 @@ class Finalist:
     measured_ms: float
     distance: int
     tuned: bool
+    net: Supernet
 
 
 def score(latency_ms: float, marks: Marks, old_before: float | None, scale_ms: float) -> float:
@@ -135,12 +137,14 @@ def tau_top(looks: list[Look]) -> list[Evidence]:
     return found
 
 
-def points(space: Space, costs: Costs, looks: list[Look], finalists: list[Finalist]) -> tuple[Point, ...]:
+def points(
+    space: Space, costs: Costs, looks: list[Look], finalists: list[Finalist], winner: Finalist
+) -> tuple[Point, ...]:
     """Return the front of all that was examined, and the finalists; best accuracy first."""
     objectives = np.array([[1 - look.marks.accuracy, look.latency_ms] for look in looks])
     front = [look for look, rank in zip(looks, ranks(objectives), strict=True) if rank == 0]
-    # The supernet's own marks: a later search starts from the supernet, not from a tuned copy.
-    final = {one.look.genes.tobytes(): one.marks for one in finalists if not one.tuned}
+    # A tuned finalist that did not win is not in the weights that are left: its marks would promise too much.
+    final = {one.look.genes.tobytes(): one.marks for one in finalists if not one.tuned or one is winner}
     chosen = {look.genes.tobytes(): look for look in [*front, *(one.look for one in finalists)]}
     found = [
         Point(

@@ -82,6 +82,11 @@ def read_dataset(raw: bytes, task: Task, *, split_regimes: bool) -> Dataset:
         raise PermanentError(f"expected x of {dtype} ({wanted}) in the data, got {x.dtype} {x.shape}")
     if dtype.kind == "f" and not np.isfinite(x.astype(np.float32)).all():
         raise PermanentError("expected finite numbers in x of the data, got NaN or infinity; clean the rows")
+    if any(one.ndim != 1 for one in (y, role, regime)):
+        raise PermanentError(
+            f"expected y, role and regime of one number a row, got shapes {y.shape}, {role.shape}, "
+            f"{regime.shape}"
+        )
     if not (len(x) == len(y) == len(role) == len(regime)):
         raise PermanentError(
             f"expected arrays of one length, got x {len(x)}, y {len(y)}, role {len(role)}, "
@@ -106,10 +111,10 @@ def read_dataset(raw: bytes, task: Task, *, split_regimes: bool) -> Dataset:
     )
     if data.labelled:
         _check_enough(data)
-    elif len(data.train_new) < MIN_TRAIN_ROWS:
+    elif len(data.train_new) < MIN_TRAIN_ROWS or not len(data.search_new):
         raise PermanentError(
-            f"expected at least {MIN_TRAIN_ROWS} new rows of role train, got {len(data.train_new)}; "
-            "wait for more"
+            f"expected at least {MIN_TRAIN_ROWS} new rows of role train and one of role search, got "
+            f"{len(data.train_new)} and {len(data.search_new)}; wait for more"
         )
     return data
 
@@ -139,7 +144,8 @@ def _check_enough(data: Dataset) -> None:
     ):
         if len(rows) < least:
             raise PermanentError(
-                f"expected at least {least} new rows of role {name}, got {len(rows)}; wait for more labels"
+                f"expected at least {least} new rows of role {name}, got {len(rows)}; wait for more labels "
+                "(or give none at all: then the parent is refreshed without them)"
             )
         found = np.unique(rows.y)
         if len(found) < 2:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from policies.terms import Brief, Evidence
+from policies.terms import Brief, Evidence, TriggerKind
 from search.admission import Admission, Parent
 from search.blueprint import Entry
 from search.bounds import Bounds
@@ -133,7 +133,7 @@ class Desk:
             parts = [data.train_new.some(calibration_rows, rng)]
         raw = np.concatenate([part.x for part in parts])
         x = self.net.prepare(raw)
-        if not len(data.train_old):
+        if self.brief.kind is TriggerKind.FOUNDING:
             # Founding rows are clean files; the device's are jittered.
             noise = torch.Generator().manual_seed(seed)
             x = jitter(x, self.entry.layout, self.brief.task.augmentation, noise)

@@ -178,6 +178,12 @@ def _read(path: Path, rows: Slice | Source, order: Order) -> Arrays:
             arrays = {name: file[name] for name in ("x", "y", "regime", "group") if name in file}
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise PermanentError(f"expected an .npz with arrays x and y at {path}, got {error}") from error
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if any(len(shape) < 1 if name == "x" else len(shape) != 1 for name, shape in shapes.items()):
+        raise PermanentError(
+            f"expected x of one row or more, and y, regime and group of one number a row in {path}, "
+            f"got shapes {shapes}"
+        )
     n = len(arrays.get("x", ()))
     if order.kind is TriggerKind.DATA:
         arrays.setdefault("y", np.full(n, UNLABELLED))
@@ -211,7 +217,12 @@ def draw_roles(group: NDArray[Any], share: float, seed: int) -> NDArray[np.uint8
     drawn = np.random.default_rng([seed, 7]).permutation(len(sizes))
     before = np.cumsum(sizes[drawn]) - sizes[drawn]
     ranks = np.zeros(len(sizes), dtype=np.uint8)
-    ranks[drawn[:-1][before[:-1] < share * len(group)]] = 1
+    # A large group that would overshoot by much trains instead; one group ranks in any case.
+    fits = (before < share * len(group)) & (before + sizes[drawn] <= 1.5 * share * len(group))
+    fits[-1] = False
+    if not fits.any():
+        fits[int(sizes[drawn][:-1].argmin())] = True
+    ranks[drawn[fits]] = 1
     return ranks[where]
 
 

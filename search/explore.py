@@ -29,8 +29,8 @@ from search.strategy import Strategy, StrategyFactory
 
 Report = Callable[[int, int, str], None]
 
-GENERATIONS = 16
-POPULATION = 128
+GENERATIONS = 12
+POPULATION = 256
 _ROUND = 8
 _BEYOND = 10.0
 

@@ -92,10 +92,11 @@ class Lessons:
 
     def _allowed(self, genes: Genes, step: int) -> Genes:
         """Return genomes with the genes that are not elastic yet at their largest."""
-        if self._desk.brief.schedule is not Schedule.SHRINKING:
+        founding = self._desk.admission.parent is None
+        if not founding or self._desk.brief.schedule is not Schedule.SHRINKING:
             return genes
         parts = len(_SHRINKING)
-        open_kinds = _SHRINKING[: 1 + step * parts // max(1, self._course.steps)]
+        open_kinds = _SHRINKING[: 1 + step * parts // max(1, self.pupil.memory.planned)]
         elastic = {kind for part in open_kinds for kind in part}
         held = np.array([kind not in elastic and kind != "precision" for kind in self._desk.space.kinds])
         return np.where(held, self._desk.space.largest, genes)

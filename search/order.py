@@ -20,12 +20,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from policies.errors import PermanentError
-from policies.terms import (
-    Precision,
-    Schedule,
-    Term,
-    TriggerKind,
-)
+from policies.terms import MOST, Precision, Schedule, Term, TriggerKind
 
 Place = tuple[str | int, ...]
 
@@ -50,10 +45,10 @@ class Data(Slice):
 class Ceilings(Term):
     """The table ``[limits]``: ``policies.terms.Limits``, but that a founding search may leave one out."""
 
-    max_params: int = Field(gt=0)
-    max_size_bytes: int = Field(gt=0)
+    max_params: int = Field(gt=0, le=MOST)
+    max_size_bytes: int = Field(gt=0, le=MOST)
     max_p99_ms: float = Field(gt=0.0)
-    max_edit_distance: int | None = Field(default=None, ge=0)
+    max_edit_distance: int | None = Field(default=None, ge=0, le=MOST)
 
 
 class Order(Term):
@@ -61,10 +56,10 @@ class Order(Term):
 
     task: str = Field(description="Path of a task file.")
     kind: TriggerKind = TriggerKind.FOUNDING
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=MOST)
     budget_cpu_s: float = Field(gt=0.0)
-    threads: int = Field(default=1, ge=1)
-    max_memory_bytes: int = Field(default=_MEMORY_BYTES, gt=0)
+    threads: int = Field(default=1, ge=1, le=1024)
+    max_memory_bytes: int = Field(default=_MEMORY_BYTES, gt=0, le=MOST)
     precisions: tuple[Precision, ...] = (Precision.FP32, Precision.INT8)
     profile: str | None = Field(default=None, description="Path of this device's costs, kept if absent.")
     parent: str | None = Field(default=None, description="Folder that an earlier search left.")

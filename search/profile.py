@@ -1,15 +1,12 @@
-"""What this device costs: blocks timed by the runtime that serves, lines through them, and the pace of
-training.
+"""What this device costs: blocks timed by the runtime that serves, lines through them, the pace of training.
 
 * A block is timed as a fused session of its own (one row, one thread), because the runtime fuses across
   operators: a profile of single operators adds up wrongly. The best of its runs is taken, load only adds; and
-      what an empty
-  session takes is taken off, for a network pays that once.
+  what an empty session takes is taken off, for a network pays that once.
 * The sum of a network's blocks is mapped to milliseconds by a line, fitted on few whole networks. In int8 the
-  blocks are not timed; a line through sums, layers, products and squeezes is fitted on whole quantised
-  networks.
-* A profile is measured once a device and travels with the archive. A search that is given one depends on no
-  clock.
+  blocks are not timed; a line through sums, layers, products and squeezes is fitted on whole quantised ones.
+* A profile is measured once a device and travels with the archive. A search that is given one plans, trains
+  and ranks by no clock; only the limits are asked of files that it times.
 * Joules are read from the processor where it counts them (RAPL); elsewhere a stated model stands in.
 """
 
@@ -27,7 +24,7 @@ from pydantic import Field, ValidationError
 from scipy.optimize import nnls
 
 from policies.bundle import OPSET
-from policies.errors import TamperError
+from policies.errors import TamperError, first_fault
 from policies.terms import Term
 from search import graph
 from search.blueprint import Block, Blueprint, Entry
@@ -73,7 +70,9 @@ def read_profile(raw: bytes, space: Space) -> Profile:
     try:
         profile = Profile.model_validate_json(raw)
     except ValidationError as error:
-        raise TamperError(f"expected a device profile of format 1, got {error}") from error
+        raise TamperError(
+            f"expected a device profile of format 1, got {first_fault(error)}; take it away to measure anew"
+        ) from error
     missing = {key(block) for block in space.blocks()} - profile.blocks_us.keys()
     missing |= {entry_key(entry) for entry in space.entries()} - profile.entries_us.keys()
     if profile.space != space.name or missing:
@@ -151,7 +150,7 @@ def measure(
         blocks_us=blocks_us,
         entries_us=entries_us,
         line=fitted_line(sums, whole_ms(space, chosen, clock, rng)),
-        int8_line=_int8_line(space, chosen, sums, clock, rng),
+        int8_line=_int8_line(space, chosen, sums, clock, rng) if space.cardinalities[-1] > 1 else None,
         seconds_per_mac=pace[0],
         seconds_per_net=pace[1],
         seconds_per_step=pace[2],
@@ -174,7 +173,9 @@ def refitted(profile: Profile, space: Space, clock: Clock, seed: int) -> Profile
     parts = (profile.blocks_us, profile.entries_us)
     sums = np.array([sum_us(space.blueprint(row), *parts) for row in chosen]) / 1000
     line = fitted_line(sums, whole_ms(space, chosen, clock, rng))
-    return profile.model_copy(update={"line": line, "int8_line": _int8_line(space, chosen, sums, clock, rng)})
+    known = profile.int8_line is not None
+    int8_line = _int8_line(space, chosen, sums, clock, rng) if known else None
+    return profile.model_copy(update={"line": line, "int8_line": int8_line})
 
 
 def sum_us(blueprint: Blueprint, blocks_us: dict[str, float], entries_us: dict[str, float]) -> float:
@@ -229,12 +230,9 @@ def int8_features(sums_ms: NDArray[np.float64], blueprints: list[Blueprint]) -> 
 
 def _int8_line(
     space: Space, chosen: Genes, sums_ms: NDArray[np.float64], clock: Clock, rng: np.random.Generator
-) -> tuple[float, ...] | None:
-    last = space.cardinalities[-1] - 1
+) -> tuple[float, ...]:
     int8 = chosen.copy()
-    int8[:, -1] = last
-    if not space.quantised(int8).all():
-        return None
+    int8[:, -1] = 1
     times = whole_ms(space, int8, clock, rng)
     features = int8_features(sums_ms, [space.blueprint(row) for row in int8])
     scale = np.maximum(features.mean(axis=0), 1e-9)

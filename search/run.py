@@ -49,7 +49,10 @@ class Run:
         self._out = out
         self._tools = tools
         self._began = tools.clock()
-        self._checkpoint = Checkpoint(out, digest_bytes(canonical(brief)))
+        # What another strategy or other libraries left would be taken up to another end.
+        about = {"brief": brief.model_dump(mode="json"), "strategy": repr(tools.strategy), **_versions()}
+        self._key = digest_bytes(canonical(about))
+        self._checkpoint = Checkpoint(out, self._key)
         self._found = self._checkpoint.find()
         kept = None if self._found is None else self._found.kept
         spent = 0.0 if kept is None else kept.cpu_s
@@ -181,7 +184,7 @@ class Run:
         training = before.training if before else None
         kept = Kept(
             format=1,
-            brief=digest_bytes(canonical(desk.brief)),
+            search=self._key,
             profile=desk.costs.profile,
             cpu_s=round(self._cpu_s(), 3),
             wall_s=round(self._earlier_s + self._tools.clock() - self._began, 3),
@@ -223,7 +226,9 @@ class Run:
         finalists = final.hold(looks, tune=tune)
         winner = final.winner(finalists)
         desk.record.evidence += choice.evidence_of(winner, finalists, looks, desk.costs, desk.brief)
-        points = choice.points(desk.space, desk.costs, looks, finalists)
+        points = choice.points(desk.space, desk.costs, looks, finalists, winner)
+        if not tune and desk.admission.parent is not None:
+            points = _with_old(points, desk.admission.parent.archive.points)
         return self._write(desk, winner, points, architectures)
 
     def _write(
@@ -235,13 +240,15 @@ class Run:
         archive = Archive(format=2, space=space.name, points=points, profile=profile)
         # One metadata key alone: the order of several is not fixed, and equal weights shall be equal bytes.
         about = {"instar": canonical({"format": 1, "space": space.name}).decode()}
-        state = save(desk.net.state(), metadata=about)
+        # Tuned or not, what is served and what a later search starts from are the same weights.
+        state = save(winner.net.state(), metadata=about)
         files = {"bundle.onnx": winner.bundle, "state.safetensors": state, "archive.json": canonical(archive)}
         artefacts = {}
         for name, raw in files.items():
             write_whole(self._out / name, raw)
             artefacts[name] = Artefact(path=name, digest=digest_bytes(raw))
         cpu_s = desk.budget.used_s
+        desk.record.note("cpu_s", cpu_s, "CPU-s", limit=desk.budget.total_s)
         desk.record.note("energy_search_j", cpu_s * profile.watts, f"J ({profile.energy})")
         result = SearchResult(
             brief=desk.brief.id,
@@ -261,6 +268,14 @@ class Run:
         write_whole(self._out / "result.json", canonical(result))
         self._checkpoint.drop()
         return result
+
+
+def _with_old(points: tuple[Point, ...], old: tuple[Point, ...]) -> tuple[Point, ...]:
+    """Return points, and those of an archive whose accuracy is of another day."""
+    known = {point.genome for point in points}
+    return points + tuple(
+        point.model_copy(update={"measured": False}) for point in old if point.genome not in known
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -26,6 +26,7 @@ from search.space import Shapes
 
 EPSILON = 1e-5
 _MEAN, _SPREAD = "entry.mean", "entry.spread"
+_SPREADS = (1e-30, 1e30)
 _ENOUGH = 200_000
 """Readings of a channel that say where its middle half lies."""
 
@@ -105,7 +106,8 @@ class Supernet:
         # 1.349 spreads of a normal distribution lie between its quartiles.
         spread = np.where(high > low, (high - low) / 1.349, flat.std(axis=1))
         self._mean = torch.from_numpy(middle).float()
-        self._spread = torch.from_numpy(np.where(spread > 0, spread, 1.0)).float()
+        # Neither a spread nor one divided by it may leave what a float holds.
+        self._spread = torch.from_numpy(np.clip(np.where(spread > 0, spread, 1.0), *_SPREADS)).float()
 
     def standard(self) -> tuple[Tensor, Tensor]:
         """Return mean and 1 / spread, each (channels,)."""
