@@ -162,6 +162,8 @@ def _parent(brief: Brief, folder: Path, space: Space) -> Parent:
     except (ValueError, SafetensorError) as error:
         raise PermanentError(f"expected a parent of space {space.name}, got {error}") from error
     archive = read_archive(read_artefact(brief.parent_archive, folder))
+    if archive.space != space.name:
+        raise PermanentError(f"expected an archive of space {space.name}, got one of {archive.space}")
     read_profile(canonical(archive.profile), space)
     parent = Parent(genes, state, archive)
     try:

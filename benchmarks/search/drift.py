@@ -109,7 +109,8 @@ def _rows_of(name: str, numbers: list[dict[str, float]]) -> list[Row]:
     figures = {key: Figure.of([one[key] for one in numbers]) for key in numbers[0]}
     ours, tuned, scratch = figures["ours"], figures["tuned"], figures["scratch"]
     nothing = ours.median == 0.0
-    met = nothing or (ours.median <= scratch.median / 5 and ours.median <= tuned.median)
+    reached = math.isfinite(ours.median)
+    met = None if nothing else reached and ours.median <= min(scratch.median / 5, tuned.median)
     ratio = (
         "nothing was lost"
         if nothing
@@ -129,8 +130,9 @@ def _rows_of(name: str, numbers: list[dict[str, float]]) -> list[Row]:
             },
             ratio,
             met,
-            f"as served before {figures['before']}, oracle {figures['oracle']}; on old rows at that moment "
-            f"{figures['old']}, fine-tuned on new rows alone {figures['new_only_old']}",
+            f"as served before {figures['before']}, oracle {figures['oracle']}"
+            + ("" if nothing else f"; on old rows at that moment {figures['old']}, ")
+            + ("" if nothing else f"fine-tuned on new rows alone {figures['new_only_old']}"),
         )
     ]
 

@@ -2,15 +2,15 @@
 
     python -m benchmarks.search.forgetting [--seeds 5] [--quick]
 
-The bearings under 0, 1, 2, 3 and again 0 hp (where their data are not at hand, the digits upright, tilted,
-noisy, blurred and again tilted). Each regime is a real data search with replay of all regimes so far and a
-library of all earlier winners, as the daemon orders it.
+The bearings under 0, 1, 2, 3 and again 0 hp; where their data are not at hand, the meter reader's camera
+well, tilted, noisy, blurred and well again. Each regime is a real data search with replay of all regimes so
+far and a library of all earlier winners, as the daemon orders it.
 
-* *Backward transfer*: accuracy of the last network on each earlier regime, less the accuracy that the network
-  of that regime had on it; the mean over regimes.
+* *Backward transfer*: accuracy of the last network on each of the four earlier regimes, less the accuracy
+  that the network of that regime had on it then; the mean over them.
 * *The returning regime*: whether the library served it, and the CPU-seconds that it took, beside those of a
-  search. There the parent comes from a search that saw no replay of it: with replay, nothing is lost, and
-  nothing returns.
+  search. In a life with replay a regime that comes back was never lost, so here the network that it comes
+  back to has gone from the first regime to the last without any replay.
 """
 
 import tempfile
@@ -65,16 +65,17 @@ def _life(seed: int) -> tuple[str, tuple[float, float, float, float]]:
         table.say(f"forgetting: {shift.name}, seed {seed}")
         parent = regimes.found(shift, seed, folder / "0", _FOUNDING_S[shift.name])
         at_first, library, searched = [_accuracy(parent, shift.regimes[0].test)], [_heirloom(1, parent)], []
-        for number, part in enumerate(shift.regimes[1:], start=1):
-            old = shift.regimes[:number]
+        for number, part in enumerate((*shift.regimes[1:], shift.regimes[0]), start=1):
+            # The last comes back: what there is to replay are the regimes in between.
+            old = shift.regimes[:number] if number < len(shift.regimes) else shift.regimes[1:]
             parent = _adapted(shift, part, old, seed, folder / str(number), parent, library)
             at_first.append(_accuracy(parent, part.test))
             library.insert(0, _heirloom(number + 1, parent))
             searched.append(regimes.result_of(parent).cpu_s)
         at_last = [_accuracy(parent, part.test) for part in shift.regimes]
-        moved = [last - then for last, then in zip(at_last, at_first, strict=True)]
+        moved = [last - then for last, then in zip(at_last, at_first[:-1], strict=True)]
         served, seconds = _returned(shift, seed, folder)
-        transfer = 100 * float(np.mean(moved[:-1]))
+        transfer = 100 * float(np.mean(moved))
         return shift.name, (transfer, served, seconds, float(np.median(searched)))
 
 

@@ -11,8 +11,10 @@ has them, and a wide fourth at 2x2 positions.
 
 Both learn the digits (padded to 32, one channel thrice) for 120 steps at a peak rate of 0.1 (of 0.05 and 0.1
 OFA's better one); then the largest and the smallest are calibrated on 512 training rows and examined on 2,000
-others. Also the meter reader's own step as the search takes it, rows and jitter counted (max + min + 2
-random; max + min + 1 is nearer to what ``search.lessons`` asks for). ``--quick``: 20 steps, one seed, and OFA
+others. The recipes differ as the two systems do: our pupils learn from labels and teacher half and half, the
+rate rises over 20 steps and decay is 1e-4; OFA's learn from the teacher alone, over 6 steps and with 3e-5, as
+its own training does. Also the meter reader's own step as the search takes it, rows and jitter counted (max +
+min + 2 random is what ``search.lessons`` asks for). ``--quick``: 20 steps, one seed, and OFA
 as it comes alone.
 """
 

@@ -160,7 +160,9 @@ def page(book: Book) -> str:
     rows = {part: [Row.read(record) for record in book[part]["rows"]] for part in parts}
     every = [row for part in parts for row in rows[part]]
     missed, judged = (sum(row.met is answer for row in every) for answer in (False, True))
-    text = [_ABOUT, f"Of {missed + judged} targets {judged} are met and {missed} missed.", "", HEAD]
+    absent = [part for part in PARTS if part not in book]
+    unknown = f" Not measured here: {', '.join(absent)}." if absent else ""
+    text = [_ABOUT, f"Of {missed + judged} targets {judged} are met and {missed} missed.{unknown}", "", HEAD]
     text += [line for part in parts for line in lines(rows[part])]
     for part in parts:
         kept = book[part]
