@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 from policies.terms import Brief, Evidence, Point
 from search.costs import Costs
 from search.exam import Marks, winners_curse
-from search.explore import Look
+from search.explore import Look, beliefs
 from search.pareto import ranks
 from search.space import Space, to_genome
 from search.supernet import Supernet
@@ -138,10 +138,20 @@ def tau_top(looks: list[Look]) -> list[Evidence]:
 
 
 def points(
-    space: Space, costs: Costs, looks: list[Look], finalists: list[Finalist], winner: Finalist
+    space: Space,
+    costs: Costs,
+    looks: list[Look],
+    finalists: list[Finalist],
+    winner: Finalist,
+    seed: int,
 ) -> tuple[Point, ...]:
-    """Return the front of all that was examined, and the finalists; best accuracy first."""
-    objectives = np.array([[1 - look.marks.accuracy, look.latency_ms] for look in looks])
+    """Return the front of all that was examined, and the finalists; best accuracy first.
+
+    Which look lies on the front is decided by what is believed of it; what is said of it is what was
+    measured.
+    """
+    errors = 1 - beliefs(space, looks, seed)
+    objectives = np.column_stack([errors, [look.latency_ms for look in looks]])
     front = [look for look, rank in zip(looks, ranks(objectives), strict=True) if rank == 0]
     # A tuned finalist that did not win is not in the weights that are left: its marks would promise too much.
     final = {one.look.genes.tobytes(): one.marks for one in finalists if not one.tuned or one is winner}

@@ -32,6 +32,8 @@ Report = Callable[[int, int, str], None]
 GENERATIONS = 12
 POPULATION = 256
 _ROUND = 8
+_FEWEST_LIKES = 16
+_LEAST_TRUST = 0.2
 _BEYOND = 10.0
 
 
@@ -171,6 +173,42 @@ class Explorer:
         chosen = first[spread(objectives[first], n)]
         mean, _ = guess.accuracy(asked[chosen])
         return [(row, float(value)) for row, value in zip(asked[chosen], mean, strict=True)]
+
+
+def beliefs(space: Space, looks: Sequence[Look], seed: int) -> NDArray[np.float64]:
+    """Return ``believed`` of some looks; (n,)."""
+    genes = np.stack([look.genes for look in looks])
+    accuracy = np.array([look.marks.accuracy for look in looks])
+    return believed(space, genes, accuracy, len(looks[0].marks.new), seed)
+
+
+def believed(
+    space: Space, genes: Genes, accuracy: NDArray[np.float64], rows: int, seed: int
+) -> NDArray[np.float64]:
+    """Return what to believe of examined genomes: between what the exam says and what their likes say.
+
+    An exam of some hundred rows is off by half a point, and the best of many exams is the luckiest. Each
+    genome is drawn towards the guess of a predictor that was fitted on all of them, by as much as the spread
+    around that guess is explained by the chance of the exam. Few genomes say nothing about one another, and
+    are believed.
+
+    Args:
+        space: Of the genomes.
+        genes: (n, genes) that were examined.
+        accuracy: (n,) shares of right rows.
+        rows: How many rows each was asked; >= 1.
+        seed: Of the predictor.
+
+    Source: Efron and Morris, Stein's paradox in statistics (1977).
+    """
+    if len(genes) < _FEWEST_LIKES:
+        return accuracy
+    features = space.encode(genes)
+    guess, _ = Predictor(features, accuracy, np.random.default_rng([seed, 15])).predict(features)
+    around = float(np.mean((accuracy - guess) ** 2))
+    chance = float(np.mean(accuracy * (1 - accuracy))) / rows
+    share = max(_LEAST_TRUST, 1 - chance / around) if around > 0 else 1.0
+    return np.asarray(guess + share * (accuracy - guess))
 
 
 def evolve(strategy: Strategy, guess: Guess, generations: int, population: int) -> tuple[Genes, Objectives]:

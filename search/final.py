@@ -24,7 +24,7 @@ from search.dataset import Rows
 from search.desk import FINAL_ROWS, Desk
 from search.exam import Marks, clearly_better
 from search.examiner import Examiner
-from search.explore import Look
+from search.explore import Look, beliefs
 from search.export import GOLDEN_ROWS, Subnet, bundle_of
 from search.pace import BATCH
 from search.runtime import round_robin_ms, session
@@ -70,7 +70,14 @@ class Final:
             tune: Whether the best two are trained on.
         """
         scale = max(look.latency_ms for look in looks)
-        ordered = sorted(looks, key=lambda look: -self._score(look, look.marks, scale))[:_ENTRANTS]
+        # The best of many exams is the luckiest: who enters is decided by what their likes say, too.
+        drawn = beliefs(self._desk.space, looks, self._desk.brief.seed)
+        scores = [
+            self._score(look, look.marks, scale) + belief - look.marks.accuracy
+            for look, belief in zip(looks, drawn, strict=True)
+        ]
+        order = sorted(range(len(looks)), key=lambda index: -scores[index])[:_ENTRANTS]
+        ordered = [looks[index] for index in order]
         self._report(0, len(ordered), "final: halving")
         left = self._halved(ordered, scale)
         if tune:

@@ -226,7 +226,7 @@ class Run:
         finalists = final.hold(looks, tune=tune)
         winner = final.winner(finalists)
         desk.record.evidence += choice.evidence_of(winner, finalists, looks, desk.costs, desk.brief)
-        points = choice.points(desk.space, desk.costs, looks, finalists, winner)
+        points = choice.points(desk.space, desk.costs, looks, finalists, winner, desk.brief.seed)
         if not tune and desk.admission.parent is not None:
             points = _with_old(points, desk.admission.parent.archive.points)
         return self._write(desk, winner, points, architectures)
