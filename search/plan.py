@@ -1,8 +1,8 @@
 """How a search of each kind divides its budget.
 
 * ``founding``: warm the largest subnet, then the sandwich, then the search; a short tuning of the best two.
-* ``data``: train the parent alone for a short while, mostly on new rows, then it and its neighbours on new and
-  old rows half and half; then the search, and a long tuning of the best two, which is where most of an
+* ``data``: train the parent alone for a short while, mostly on new rows, then it and its neighbours on new
+  and old rows half and half; then the search, and a long tuning of the best two, which is where most of an
   adaptation's worth lies.
 * ``latency``: no training; the archive's points are examined and chosen from anew.
 
