@@ -20,9 +20,8 @@ nothing to regain.
 
 import math
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,25 +30,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.search import regimes, table
+from benchmarks.search.recovery import Case, accuracy_of, answer_of, mixed
 from benchmarks.search.regimes import Watch
 from benchmarks.search.row import Figure, Row
 from benchmarks.search.shifts import ROOT, Part, Shift, shifts
-from policies.terms import Brief, Precision, TriggerKind
+from policies.terms import Precision, TriggerKind
 from search import adapting, founding, plan
-from search.admission import admit
 from search.batches import Batches
 from search.blueprint import Blueprint
-from search.bounds import Bounds
-from search.budget import Budget
-from search.costs import Costs
-from search.crew import Crew
 from search.dataset import Rows
-from search.desk import Desk, Record, Tools
-from search.exam import mark
+from search.desk import Desk
 from search.pace import BATCH
-from search.progress import Progress
-from search.spaces import BUILTIN as SPACES
-from search.strategies import BUILTIN as STRATEGIES
 from search.supernet import Supernet
 from search.training import Course, Pupil
 
@@ -60,38 +51,6 @@ _FINE_TUNE_STEPS = 200
 _RATES = (0.1, 0.03, 0.01)
 _ORACLE_S = {"digits": 30.0, "bearings": 15.0, "shuttle": 8.0, "elec2": 8.0}
 _MOST_SCRATCH_STEPS = 600
-
-
-@dataclass(frozen=True)
-class Case:
-    """One shift, founded: what everybody starts from, and is examined on."""
-
-    name: str
-    brief: Brief
-    folder: Path
-    test: Rows
-
-    def desk(self, watch: Watch) -> Desk:
-        """Return a desk as a data search would have it, its state that of the parent."""
-        admission = admit(self.brief, self.folder, SPACES)
-        space = admission.space
-        if admission.parent is None:
-            raise ValueError("expected a parent")
-        costs = Costs(space, admission.parent.archive.profile)
-        net = Supernet(space.shapes(), space.entries()[0], self.brief.seed)
-        net.load(admission.parent.state)
-        tools = Tools(STRATEGIES["nsga2"], watch.read, lambda: 0.0, lambda _: None)
-        return Desk(
-            admission=admission,
-            tools=tools,
-            net=net,
-            costs=costs,
-            bounds=Bounds(space, self.brief.limits, costs, math.inf, admission.parent.genes, int8=True),
-            budget=Budget(self.brief.budget_cpu_s, watch.read),
-            progress=Progress(self.folder, watch.read, lambda _: None),
-            crew=Crew(1),
-            record=Record(),
-        )
 
 
 def rows(seeds: Sequence[int], quick: bool) -> list[Row]:
@@ -154,7 +113,7 @@ def _measured(shift: Shift, seed: int) -> Iterator[tuple[str, dict[str, float]]]
 def _figures(case: Case, first: Part) -> dict[str, float]:
     desk = case.desk(Watch())
     blueprint = replace(desk.space.blueprint(desk.parent.genes), precision=Precision.FP32)
-    served = _accuracy(desk.net, blueprint, first.train.some(1024, np.random.default_rng(0)), case.test)
+    served = accuracy_of(desk.net, blueprint, first.train.some(1024, np.random.default_rng(0)), case.test)
     oracle = _oracle(case.desk(Watch()), blueprint, case)
     found = {"before": served, "oracle": oracle}
     goal = SHARE * oracle
@@ -175,39 +134,6 @@ def _figures(case: Case, first: Part) -> dict[str, float]:
     }
 
 
-def _accuracy(net: Supernet, blueprint: Blueprint, calibration: Rows, test: Rows) -> float:
-    statistics = net.calibrate(blueprint, net.prepare(calibration.x))
-    return mark(net, blueprint, statistics, test, test.take(np.zeros(0, dtype=np.int64))).accuracy
-
-
-def _mixed(desk: Desk) -> Rows:
-    """Return rows that calibrate, new and old as the record says."""
-    rng, mix = np.random.default_rng(1), desk.record.mix
-    new, old = desk.data.train_new, desk.data.train_old
-    parts = [new.some(int(512 * mix), rng), old.some(512 - int(512 * mix), rng)]
-    return Rows(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a network says at one moment: right on new rows, on old rows, and what calibrating it took."""
-
-    new: float
-    old: float
-    calibration_s: float
-
-
-def _answer(desk: Desk, net: Supernet, blueprint: Blueprint, test: Rows) -> _Answer:
-    """Examine a network on rows that nobody learned from; the caller's watch stands still."""
-    x = net.prepare(_mixed(desk).x)
-    began = time.process_time()
-    statistics = net.calibrate(blueprint, x)
-    calibration_s = time.process_time() - began
-    old = desk.data.search_old.some(1000, np.random.default_rng(2))
-    marks = mark(net, blueprint, statistics, test, old)
-    return _Answer(marks.accuracy, marks.accuracy_old or 0.0, calibration_s)
-
-
 def _ours(case: Case, blueprint: Blueprint, goal: float) -> tuple[float, float]:
     """Return CPU-seconds until an adaptation's answer is good enough, and how it does on old rows then."""
     desk = case.desk(Watch())
@@ -216,7 +142,7 @@ def _ours(case: Case, blueprint: Blueprint, goal: float) -> tuple[float, float]:
     for step in range(plan.settling_steps(desk) + 1):
         if step % _EVERY == 0:
             watch.stop()
-            found = _answer(desk, pupil.averaged(), blueprint, case.test)
+            found = answer_of(desk, pupil.averaged(), blueprint, case.test)
             watch.go()
             if found.new >= goal:
                 return watch.read() + found.calibration_s, found.old
@@ -257,7 +183,7 @@ def _one_way(
     for step in range(_FINE_TUNE_STEPS + 1):
         if step % _EVERY == 0:
             watch.stop()
-            found = _answer(desk, net, blueprint, case.test)
+            found = answer_of(desk, net, blueprint, case.test)
             watch.go()
             if found.new >= goal:
                 return watch.read() + found.calibration_s, found.old
@@ -303,7 +229,7 @@ def _oracle(desk: Desk, blueprint: Blueprint, case: Case) -> float:
     both = []
     for mix in (0.5, 1.0):
         desk.record.mix = mix
-        both.append(_accuracy(desk.net, blueprint, _mixed(desk), case.test))
+        both.append(accuracy_of(desk.net, blueprint, mixed(desk), case.test))
     return max(both)
 
 
@@ -333,7 +259,7 @@ def _from_scratch(case: Case, blueprint: Blueprint, goal: float) -> float:
         pupil.advance()
         if step % (2 * _EVERY) == 0:
             watch.stop()
-            both = [_answer(desk, net, one, case.test) for one in (blueprint, largest)]
+            both = [answer_of(desk, net, one, case.test) for one in (blueprint, largest)]
             watch.go()
             good = [one.calibration_s for one in both if one.new >= goal]
             if good:
