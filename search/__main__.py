@@ -113,7 +113,7 @@ def _run(arguments: list[str]) -> int:
         result = _watched(brief, out, options.strategy, words)
         picture, kept = _finish(order, options.order.parent, brief, result, out)
     except PermanentError as error:
-        if os.access(out, os.W_OK):
+        if out.is_dir() and os.access(out, os.W_OK):
             write_whole(out / _REFUSAL, canonical({"reason": str(error)}))
         words.print(Text(f"refused: {error}", style="red"), soft_wrap=True)
         return REFUSED

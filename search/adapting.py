@@ -31,15 +31,19 @@ _STEADY_RATE = 0.1
 _SETTLING_REPLAY = 0.25
 
 
-def examined(desk: Desk) -> Marks:
-    """Return how the desk's net does as the parent on today's rows, with the calibration that suits it best.
+def examined(desk: Desk, genes: Genes) -> Marks:
+    """Return how one subnet of the desk's net does on today's rows, with the calibration that suits it best.
 
     The mix that was best stays in the record.
+
+    Args:
+        desk: Of the search, or one with other weights.
+        genes: (genes,) of the subnet.
     """
     tried: list[tuple[float, float, Marks]] = []
     for mix in _MIXES if len(desk.data.train_old) else (desk.record.mix,):
         desk.record.mix = mix
-        marks = desk.examiner(plan.CALIBRATION_ROWS).examine(desk.parent.genes)
+        marks = desk.examiner(plan.CALIBRATION_ROWS).examine(genes)
         tried.append((marks.accuracy + (marks.accuracy_old or 0.0), mix, marks))
     # The first is kept on a tie: both regimes together.
     _, desk.record.mix, marks = max(tried, key=lambda one: one[0])
@@ -53,9 +57,9 @@ def settle(desk: Desk) -> None:
     settled = desk.with_net(pupil.averaged())
     desk.net.load(desk.parent.state)
     desk.reporter("before")(0, 1, "before: the parent on the new rows")
-    before, mix_before = examined(desk), desk.record.mix
+    before, mix_before = examined(desk, desk.parent.genes), desk.record.mix
     note_before(desk, before)
-    after = examined(settled)
+    after = examined(settled, desk.parent.genes)
     helped = clearly_better(after, before)
     if helped:
         desk.net.load(settled.net.state())

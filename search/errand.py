@@ -215,9 +215,11 @@ def draw_roles(group: NDArray[Any], share: float, seed: int) -> NDArray[np.uint8
     """
     _, where, sizes = np.unique(group, return_inverse=True, return_counts=True)
     drawn = np.random.default_rng([seed, 7]).permutation(len(sizes))
-    before = np.cumsum(sizes[drawn]) - sizes[drawn]
+    # A large group that would overshoot by much trains instead; it takes nothing of the others' share.
+    able = np.where(sizes[drawn] <= 1.5 * share * len(group), sizes[drawn], 0)
+    before = np.cumsum(able) - able
     ranks = np.zeros(len(sizes), dtype=np.uint8)
-    # A large group that would overshoot by much trains instead; one group ranks in any case.
+    # One group ranks in any case.
     fits = (before < share * len(group)) & (before + sizes[drawn] <= 1.5 * share * len(group))
     fits[-1] = False
     if not fits.any():

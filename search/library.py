@@ -10,7 +10,7 @@
 from dataclasses import dataclass
 
 from policies.terms import Evidence
-from search import plan
+from search import adapting
 from search.admission import Ancestor
 from search.choice import accuracy_evidence
 from search.desk import Desk
@@ -45,7 +45,8 @@ def returned(desk: Desk, parent: Marks) -> Returned | None:
         if desk.bounds.violation(genes)[0] > 0:
             continue
         theirs = _desk_of(desk, ancestor)
-        marks = theirs.examiner(plan.CALIBRATION_ROWS).examine(genes[0])
+        # The mix that suits the parent may mislead the norms of a net that knows today's rows.
+        marks = adapting.examined(theirs, genes[0])
         desk.record.evidence.append(_told(ancestor, marks))
         if marks.accuracy >= ancestor.accuracy - _AS_GOOD and clearly_better(marks, parent):
             look = Look(genes[0], marks, float(desk.costs.latency_ms(genes)[0]), None)

@@ -24,6 +24,7 @@ from search import adapting, choice, founding, plan, refreshing, reselecting
 from search import bounds as limits_of
 from search.admission import Admission
 from search.archive import Archive
+from search.blueprint import Blueprint
 from search.checkpoint import Checkpoint, Kept, to_look, to_memory, to_moment, to_seen
 from search.choice import Finalist
 from search.crew import Crew
@@ -34,7 +35,7 @@ from search.lessons import Lessons
 from search.library import Returned, returned
 from search.opening import open_desk
 from search.progress import Progress, write_whole
-from search.space import Genes, to_genome
+from search.space import Genes, Space, to_genes, to_genome
 from search.training import Pupil
 
 __all__ = ["Run", "Tools"]
@@ -58,6 +59,8 @@ class Run:
         spent = 0.0 if kept is None else kept.cpu_s
         self._earlier_s = 0.0 if kept is None else kept.wall_s
         self._spent_s = spent
+        # To load the libraries again takes seconds; were they to count, a search that goes on would be cut.
+        self._restart_s = 0.0 if kept is None else tools.cpu()
         self._crew = Crew(brief.threads)
         self._progress = Progress(out, self._cpu_s, tools.say)
         self._explorer: Explorer | None = None
@@ -68,8 +71,8 @@ class Run:
             tools.say(f"{spent:6.1f} CPU-s  going on from the checkpoint of an earlier run")
 
     def _cpu_s(self) -> float:
-        """Return CPU-seconds, those of a run that was broken off included."""
-        return self._spent_s + self._tools.cpu()
+        """Return the search's CPU-seconds, those before a restart included, but no second start."""
+        return self._spent_s + self._tools.cpu() - self._restart_s
 
     def search(self) -> SearchResult:
         """Search, write all files, and return the result (its file is written last).
@@ -113,7 +116,7 @@ class Run:
         if self._found is not None and self._found.kept.centres:
             return None, np.array(self._found.kept.centres, dtype=np.int64)
         if desk.admission.library:
-            parent = adapting.examined(desk)
+            parent = adapting.examined(desk, desk.parent.genes)
             back = returned(desk, parent)
             if back is not None:
                 adapting.note_before(desk, parent)
@@ -219,6 +222,7 @@ class Run:
     def _inherit(self, back: Returned) -> SearchResult:
         desk = back.desk
         desk.record.note("regime_returned", float(back.generation), "generation")
+        desk.record.note("calibration_new", desk.record.mix, "share")
         return self._finish(desk, [back.look], len(desk.admission.library), tune=False)
 
     def _finish(self, desk: Desk, looks: list[Look], architectures: int, *, tune: bool) -> SearchResult:
@@ -228,7 +232,7 @@ class Run:
         desk.record.evidence += choice.evidence_of(winner, finalists, looks, desk.costs, desk.brief)
         points = choice.points(desk.space, desk.costs, looks, finalists, winner, desk.brief.seed)
         if not tune and desk.admission.parent is not None:
-            points = _with_old(points, desk.admission.parent.archive.points)
+            points = _with_old(desk.space, points, desk.admission.parent.archive.points)
         return self._write(desk, winner, points, architectures)
 
     def _write(
@@ -247,7 +251,7 @@ class Run:
         for name, raw in files.items():
             write_whole(self._out / name, raw)
             artefacts[name] = Artefact(path=name, digest=digest_bytes(raw))
-        cpu_s = desk.budget.used_s
+        cpu_s = desk.budget.used_s + self._restart_s
         desk.record.note("cpu_s", cpu_s, "CPU-s", limit=desk.budget.total_s)
         desk.record.note("energy_search_j", cpu_s * profile.watts, f"J ({profile.energy})")
         result = SearchResult(
@@ -270,11 +274,16 @@ class Run:
         return result
 
 
-def _with_old(points: tuple[Point, ...], old: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Return points, and those of an archive whose accuracy is of another day."""
-    known = {point.genome for point in points}
+def _with_old(space: Space, points: tuple[Point, ...], old: tuple[Point, ...]) -> tuple[Point, ...]:
+    """Return points, and those of an archive whose accuracy is of another day; each network once."""
+
+    def network(point: Point) -> Blueprint:
+        return space.blueprint(to_genes(space, point.genome))
+
+    # Genes that say nothing are spelled as the parent has them: one network may have two genomes.
+    known = {network(point) for point in points}
     return points + tuple(
-        point.model_copy(update={"measured": False}) for point in old if point.genome not in known
+        point.model_copy(update={"measured": False}) for point in old if network(point) not in known
     )
 
 

@@ -14,7 +14,7 @@ from search import profile as device
 from search.bounds import Bounds, median_ceiling_ms, nearest
 from search.costs import Costs
 from search.pace import BATCH, pace
-from search.profile import Profile, entry_key, key, measure, read_profile, sum_us
+from search.profile import Profile, entry_key, key, measure, read_profile, refitted, sum_us
 from search.space import Space
 from tests.search import worlds
 from tests.search.worlds import BARS, BOTH, CLOUDS, ROOMY, WAVES
@@ -110,6 +110,19 @@ def test_a_profile_is_measured_for_all_parts_and_both_precisions_and_survives_it
     assert len(profile.int8_line) == 5
     assert min(profile.int8_line) >= 0
     assert read_profile(canonical(profile), table) == profile
+
+
+def test_lines_that_are_fitted_anew_are_those_that_there_were(table):
+    """No line for int8 where none was measured: prices would rest on what the brief does not allow."""
+    for before in (None, (0.4, 0.001, 0.001, 0.001, 0.01)):
+        old = worlds.stated_profile(table, int8_line=before)
+        reading = itertools.count()
+        new = refitted(old, table, lambda reading=reading: next(reading) ** 2 * 1e-9, 0)
+        assert (new.int8_line is None) is (before is None)
+        assert new.line != old.line
+        assert before is None or new.int8_line != before
+        same = {"line": old.line, "int8_line": old.int8_line}
+        assert new.model_copy(update=same) == old
 
 
 def test_a_profile_of_another_space_or_lacking_a_block_is_refused(table):

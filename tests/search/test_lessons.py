@@ -1,18 +1,19 @@
 """Who learns at each step."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from policies.terms import Brief, Schedule
+from policies.terms import Brief, Schedule, TriggerKind
 from search import founding, plan
 from search.blueprint import Blueprint
 from search.desk import Desk
 from search.lessons import Lessons
 from search.training import Course
 from tests.search import worlds
-from tests.search.worlds import BARS
+from tests.search.worlds import BARS, CLOUDS
 
 _STEPS = 400
 
@@ -115,6 +116,43 @@ def test_a_shrinking_schedule_opens_kinds_in_order_and_keeps_the_rest_largest(la
     at_once = _lessons(laid())
     every = set().union(*(_opened(desk, one) for step in range(60) for one in at_once.subnets(step)[1:]))
     assert every == order[-1]
+
+
+def test_a_shrinking_schedule_keeps_to_the_steps_that_are_planned_and_not_to_those_of_the_course(laid):
+    """A machine that is slower than it was plans anew; the last kinds must open all the same."""
+    desk = laid(schedule=Schedule.SHRINKING)
+    lessons = _lessons(desk)
+
+    def opened(steps: range) -> set[str]:
+        return set().union(
+            *(_opened(desk, one) for step in steps for one in lessons.subnets(step)[1:])  # not the teacher
+        )
+
+    late = range(60, 80)
+    assert opened(late) == {"size"}
+    lessons.pupil.memory = replace(lessons.pupil.memory, planned=80)
+    assert opened(late) == {"size", "kernel", "depth", "width"}
+
+
+def test_a_shrinking_schedule_changes_nothing_in_an_adaptation(laid, tabled, tmp_path):
+    """What a parent knows is not locked again; at founding the two schedules differ."""
+
+    def taught(brief: Brief) -> list[tuple[Blueprint, ...]]:
+        desk = worlds.desk(brief, tmp_path)
+        found = [_lessons(desk).subnets(step) for step in range(20)]
+        desk.crew.close()
+        return found
+
+    sandwich, shrinking = (
+        worlds.child_brief(tabled, CLOUDS, tmp_path, TriggerKind.DATA, schedule=schedule)
+        for schedule in (Schedule.SANDWICH, Schedule.SHRINKING)
+    )
+    assert taught(sandwich) == taught(shrinking)
+    pupils = [
+        [one.subnets(step)[1:3] for step in range(20)]
+        for one in (_lessons(laid(schedule=schedule)) for schedule in Schedule)
+    ]
+    assert pupils[0] != pupils[1]
 
 
 def test_the_plan_grows_with_the_budget_and_shrinks_with_the_pace(laid):

@@ -9,67 +9,19 @@ import pytest
 
 from policies.document import load_task
 from policies.errors import PermanentError
-from policies.terms import Artefact, Brief, Evidence, Genome, Modality, Precision, SearchResult, TriggerKind
-from policies.wire import canonical, digest_bytes
+from policies.terms import Artefact, Brief, Modality, Precision, TriggerKind
+from policies.wire import digest_bytes
 from search.errand import draw_roles, keep_profile, prepare
 from search.order import read_order
-
-TASK = """
-name = "dials"
-modality = "table"
-model = "dials"
-classes = ["low", "high"]
-group_parameter = "id"
-[input]
-name = "reading"
-datatype = "FP32"
-shape = [-1, 4]
-[[sources]]
-path = "rows.npz"
-first = 0
-last = 30
-[[sources]]
-path = "rows.npz"
-first = 50
-last = 60
-[augmentation]
-"""
-
-GOOD = """# An order.
-task = "task.toml"
-seed = 3
-budget_cpu_s = 20
-
-[data]
-path = "rows.npz"
-first = 10
-last = 90
-search_share = 0.2
-
-[limits]
-max_params = 1000
-max_size_bytes = 20000
-max_p99_ms = 2.0
-"""
-
-LATER = GOOD.replace('task = "task.toml"', 'task = "task.toml"\nkind = "data"\nparent = "earlier"').replace(
-    "max_params", "max_edit_distance = 5\nmax_params"
-)
+from tests.search.orders import GOOD, LATER, TASK, earlier, lay, rows
 
 Write = Callable[..., Path]
-
-
-def _arrays(n: int = 100, **changed: object) -> dict[str, object]:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(n, 4)).astype(np.float32)
-    return {"x": x, "y": (np.arange(n) % 2).astype(np.uint8)} | changed
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     """Return a writer of an order, in a folder that has all which orders name."""
-    (tmp_path / "task.toml").write_text(TASK)
-    np.savez(tmp_path / "rows.npz", **_arrays())
+    lay(tmp_path)
     (tmp_path / "out").mkdir()
 
     def to_file(text: str, name: str = "order.toml") -> Path:
@@ -78,29 +30,6 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return to_file
-
-
-def _earlier(folder: Path) -> SearchResult:
-    """Let a folder look as if a search had ended there."""
-    folder.mkdir()
-    left = Artefact(path="state.safetensors", digest=digest_bytes(b""))
-    result = SearchResult(
-        brief="dials-founding",
-        seed=0,
-        winner=Genome(space="table", genes=(1, 0)),
-        bundle=left.model_copy(update={"path": "bundle.onnx"}),
-        state=left,
-        archive=left.model_copy(update={"path": "archive.json"}),
-        evidence=(Evidence(name="accuracy_search", value=0.75, unit="share", n=4),),
-        points=(),
-        cpu_s=1.0,
-        wall_s=1.0,
-        architectures=1,
-        versions={},
-        phases_s={},
-    )
-    (folder / "result.json").write_bytes(canonical(result))
-    return result
 
 
 def _prepared(path: Path) -> tuple[Brief, dict[str, np.ndarray]]:
@@ -131,7 +60,7 @@ def test_a_good_order_becomes_a_brief_that_lies_beside_its_rows(write: Write, tm
     assert {name: len(array) for name, array in arrays.items()} == dict.fromkeys(
         ("x", "y", "role", "regime"), 80
     )
-    assert np.array_equal(arrays["x"], _arrays()["x"][10:90])  # type: ignore[index]
+    assert np.array_equal(arrays["x"], rows()["x"][10:90])  # type: ignore[index]
     assert arrays["role"].sum() == 16
     assert arrays["regime"].all()
 
@@ -242,7 +171,7 @@ def test_rows_that_are_not_what_they_should_be_are_refused_with_their_file(
 ) -> None:
     path = write(GOOD)
     _prepared(path)
-    np.savez(tmp_path / "rows.npz", **_arrays(**changed))
+    np.savez(tmp_path / "rows.npz", **rows(**changed))
     with pytest.raises(PermanentError, match=said):
         _prepared(path)
 
@@ -269,7 +198,7 @@ def test_a_file_that_is_missing_or_too_short_is_refused_with_its_path(
 def test_without_data_the_sources_of_the_task_are_taken(write: Write, tmp_path: Path) -> None:
     text = GOOD.replace(GOOD[GOOD.index("[data]") : GOOD.index("[limits]")], "")
     _, arrays = _prepared(write(text))
-    x = _arrays()["x"]
+    x = rows()["x"]
     assert np.array_equal(arrays["x"], np.concatenate([x[:30], x[50:60]]))  # type: ignore[index]
     assert arrays["role"].sum() == 10
     task = TASK[: TASK.index("[[sources]]")].replace("[input]", "sources = []\n[input]") + "[augmentation]\n"
@@ -299,6 +228,16 @@ def test_a_group_has_one_role_which_rows_by_themselves_do_not_have() -> None:
     assert any(len(np.unique(single[group == one])) == 2 for one in range(40))
 
 
+@pytest.mark.parametrize("large", [50, 10])
+def test_a_group_that_would_overshoot_trains_and_others_rank_in_its_place(large: int) -> None:
+    """A quarter of 80 or 120 rows shall rank; ten of a first group fit into that, and fifty do not."""
+    group = np.concatenate([np.zeros(large), np.repeat(np.arange(1, 15), 5)])
+    drawn = [draw_roles(group, 0.25, seed) for seed in range(30)]
+    assert any(roles[:large].any() for roles in drawn) is (large == 10)
+    for roles in drawn:
+        assert 0.9 * 0.25 * len(group) <= roles.sum() <= 1.5 * 0.25 * len(group)
+
+
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
 def test_whatever_the_share_somebody_trains_and_somebody_ranks(share: float) -> None:
     for seed in range(20):
@@ -307,13 +246,13 @@ def test_whatever_the_share_somebody_trains_and_somebody_ranks(share: float) -> 
 
 
 def test_replay_is_old_and_shares_its_groups_with_the_new_rows(write: Write, tmp_path: Path) -> None:
-    _earlier(tmp_path / "earlier")
-    np.savez(tmp_path / "rows.npz", **_arrays(group=np.arange(100) // 10))
+    earlier(tmp_path / "earlier")
+    np.savez(tmp_path / "rows.npz", **rows(group=np.arange(100) // 10))
     text = LATER.replace("search_share", 'replay = { path = "rows.npz", last = 20 }\nsearch_share')
     _, arrays = _prepared(write(text))
     assert arrays["regime"].tolist() == [1] * 80 + [0] * 20
     assert (arrays["role"][:10] == arrays["role"][-10:]).all(), "rows 10 to 19 are in both"
-    np.savez(tmp_path / "old.npz", **_arrays())
+    np.savez(tmp_path / "old.npz", **rows())
     with pytest.raises(PermanentError, match="groups in all or none"):
         _prepared(write(text.replace('replay = { path = "rows.npz"', 'replay = { path = "old.npz"')))
 
@@ -321,10 +260,10 @@ def test_replay_is_old_and_shares_its_groups_with_the_new_rows(write: Write, tmp
 def test_a_files_own_regimes_are_kept_and_rows_without_labels_are_for_kind_data_alone(
     write: Write, tmp_path: Path
 ) -> None:
-    _earlier(tmp_path / "earlier")
-    arrays = _arrays(regime=(np.arange(100) >= 50).astype(np.uint8))
-    del arrays["y"]
-    np.savez(tmp_path / "rows.npz", **arrays)
+    earlier(tmp_path / "earlier")
+    given = rows(regime=(np.arange(100) >= 50).astype(np.uint8))
+    del given["y"]
+    np.savez(tmp_path / "rows.npz", **given)
     _, found = _prepared(write(LATER))
     assert found["regime"].tolist() == [0] * 40 + [1] * 40
     assert (found["y"] == -1).all()
@@ -336,7 +275,7 @@ def test_a_files_own_regimes_are_kept_and_rows_without_labels_are_for_kind_data_
 
 
 def test_a_parent_is_read_from_the_folder_that_its_search_left(write: Write, tmp_path: Path) -> None:
-    result = _earlier(tmp_path / "earlier")
+    result = earlier(tmp_path / "earlier")
     brief, _ = _prepared(write(LATER))
     assert (brief.parent_generation, brief.parent_genome) == (1, result.winner)
     assert brief.parent_state == Artefact(path="../earlier/state.safetensors", digest=result.state.digest)
@@ -360,7 +299,7 @@ def test_a_parent_without_a_result_is_refused_and_so_is_its_folder_as_ours(
 
 def test_a_library_keeps_its_order_and_says_how_good_each_was(write: Write, tmp_path: Path) -> None:
     for name in ("earlier", "older", "oldest"):
-        _earlier(tmp_path / name)
+        earlier(tmp_path / name)
     text = LATER.replace("seed = 3", 'seed = 3\nlibrary = ["older", "oldest"]')
     brief, _ = _prepared(write(text))
     assert [one.state.path for one in brief.library] == [

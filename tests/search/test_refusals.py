@@ -10,6 +10,7 @@ from policies.terms import Brief, Genome, Heirloom, Precision, TriggerKind
 from policies.wire import canonical, parse_canonical
 from search.__main__ import REFUSED, main
 from search.admission import admit
+from search.archive import read_archive
 from search.spaces import BUILTIN
 from tests.search import worlds
 from tests.search.worlds import BARS, CLOUDS
@@ -65,6 +66,43 @@ def test_rows_that_are_no_numbers_are_refused(tmp_path, value):
     x[17, 2] = value
     bad = worlds.write_rows(CLOUDS, tmp_path / "bad.npz", 800, x=x)
     assert "got NaN or infinity" in _refusal(worlds.founding_brief(CLOUDS, tmp_path, data=bad), tmp_path)
+
+
+def test_a_latency_search_without_labels_is_refused_and_an_adaptation_is_not(tmp_path, tabled):
+    unknown = worlds.write_rows(CLOUDS, tmp_path / "unknown.npz", 800, y=np.full(800, -1))
+
+    def brief(kind: TriggerKind, **changed: object) -> Brief:
+        return worlds.child_brief(tabled, CLOUDS, tmp_path, kind, **changed)
+
+    assert "in the data of a latency search, got none: it has to rank" in _refusal(
+        brief(TriggerKind.LATENCY, data=unknown), tmp_path
+    )
+    assert admit(brief(TriggerKind.LATENCY), tmp_path, BUILTIN).data.labelled
+    assert not admit(brief(TriggerKind.DATA, data=unknown), tmp_path, BUILTIN).data.labelled
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"), [(1, "expected genes below"), (2, "expected a genome of table with")]
+)
+def test_an_archive_with_a_point_that_is_no_genome_of_the_space_is_refused(tmp_path, tabled, cut, said):
+    archive = read_archive((tabled.out / "archive.json").read_bytes())
+    last = archive.points[-1]
+    odd = Genome(space="table", genes=(99, *last.genome.genes[cut:]))
+    points = (*archive.points[:-1], last.model_copy(update={"genome": odd}))
+    for name, written in (("good", archive), ("odd", archive.model_copy(update={"points": points}))):
+        (tmp_path / name).write_bytes(canonical(written))
+    good, bad = (
+        worlds.child_brief(
+            tabled,
+            CLOUDS,
+            tmp_path,
+            TriggerKind.LATENCY,
+            parent_archive=worlds.artefact(tmp_path / name),
+        )
+        for name in ("good", "odd")
+    )
+    assert admit(good, tmp_path, BUILTIN).parent is not None
+    assert f"expected an archive of space table, got {said}" in _refusal(bad, tmp_path)
 
 
 def test_an_adaptation_counts_new_rows_alone(tmp_path, tabled):

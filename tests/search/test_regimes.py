@@ -9,6 +9,7 @@ import pytest
 from policies.errors import PermanentError
 from policies.limits import edit_distance
 from policies.terms import Heirloom, TriggerKind
+from search import adapting, plan
 from search.archive import read_archive
 from search.costs import Costs
 from search.exam import Marks
@@ -72,6 +73,38 @@ def test_an_adaptation_takes_the_profile_of_the_archive_where_the_brief_has_none
     adapted = worlds.run(brief, tmp_path, tmp_path / "out")
     assert "profile" not in adapted.result.phases_s
     assert not {"accuracy_old", "accuracy_old_before"} & set(adapted.evidence)
+
+
+def _mostly_one_class(tabled: Searched, tmp_path: Path, **changed: object):
+    """Return a brief whose new rows follow the old law, but that one class became common."""
+    path = tmp_path / "data.npz"
+    worlds.write_rows(CLOUDS, path, 3000, 400)
+    with np.load(path) as file:
+        arrays = dict(file)
+    new = arrays["regime"] == 1
+    rare = new & (arrays["y"] != 0) & (np.arange(len(new)) % 21 > 0)
+    common = new & (arrays["y"] == 0) & (np.arange(len(new)) > 1500)
+    np.savez(path, **{name: array[~rare & ~common] for name, array in arrays.items()})
+    return worlds.child_brief(
+        tabled, CLOUDS, tmp_path, TriggerKind.DATA, data=worlds.artefact(path), budget_cpu_s=10.0, **changed
+    )
+
+
+def test_a_parent_is_judged_with_the_calibration_that_suits_it_so_that_no_gain_is_flattered(tmp_path, tabled):
+    desk = worlds.desk(_mostly_one_class(tabled, tmp_path), tmp_path)
+    parent, marks = desk.parent.genes, []
+    desk.net.load(desk.parent.state)
+    for mix in (0.5, 0.0, 1.0):
+        desk.record.mix = mix
+        marks.append(desk.examiner(plan.CALIBRATION_ROWS).examine(parent))
+    adapting.settle(desk)
+    desk.crew.close()
+    before = next(one.value for one in desk.record.evidence if one.name == "accuracy_before")
+    assert before == max(one.accuracy for one in marks)
+    assert desk.record.old_before == max(one.accuracy_old for one in marks)
+    # What it would have been by one rule for all: new rows alone, or both in equal parts.
+    assert marks[2].accuracy < before - 0.2
+    assert marks[0].accuracy < before
 
 
 # -- latency ----------------------------------------------------------------------------------------------
@@ -221,6 +254,23 @@ def test_without_labels_the_parent_is_refreshed_and_nothing_is_said_of_accuracy(
     assert fresh.result.points
     assert not any(point.measured for point in fresh.result.points)
     assert fresh.result.bundle.digest != tabled.result.bundle.digest
+
+
+@pytest.mark.parametrize("over", ["params", "int8"])
+def test_without_labels_a_parent_beyond_the_limits_is_refused(tmp_path, tabled, over):
+    """Nothing can be put in its place: other architectures cannot be ranked."""
+    space, parent = CLOUDS.space(BOTH), tabled.result.winner
+    params = space.blueprint(to_genes(space, parent)).params
+    int8 = parent.model_copy(update={"genes": (*parent.genes[:-1], 1)})
+    good: dict[str, object] = {"limits": ROOMY.model_copy(update={"max_params": params})}
+    bad: dict[str, object] = {"limits": ROOMY.model_copy(update={"max_params": params - 1})}
+    if over == "int8":
+        good, bad = {"parent_genome": int8, "precisions": BOTH}, {"parent_genome": int8}
+    kept = worlds.run(_unlabelled(tabled, tmp_path, **good), tmp_path, tmp_path / "good")
+    assert kept.evidence["params"] == params
+    with pytest.raises(PermanentError, match=f"parameters and a median .* in an allowed .* {params} param"):
+        worlds.run(_unlabelled(tabled, tmp_path, **bad), tmp_path, tmp_path / "bad")
+    assert not (tmp_path / "bad" / "result.json").exists()
 
 
 def test_a_refreshed_parent_does_no_worse_on_rows_that_only_moved(tmp_path, tabled):

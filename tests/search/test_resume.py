@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from policies.terms import Brief, TriggerKind
-from policies.wire import canonical, digest_bytes
-from search.checkpoint import Checkpoint
+from policies.wire import canonical
+from search.admission import admit
+from search.run import Run, Tools
+from search.spaces import BUILTIN
+from search.strategies import BUILTIN as STRATEGIES
 from search.training import SNAPSHOT_EVERY
 from tests.search import worlds
 from tests.search.worlds import CLOUDS, Searched
@@ -23,9 +26,9 @@ _POLL_S = 0.01
 
 
 def _brief(folder: Path, **changed: object) -> Brief:
-    """Return a brief whose steps are stated to be dear, so that no clock can cut it: some 80 steps."""
+    """Return a brief whose steps are stated to be dear, so that no clock can cut it: some 60 steps."""
     brief = worlds.founding_brief(CLOUDS, folder, budget_cpu_s=40.0, **changed)
-    profile = worlds.stated_profile(CLOUDS.space(worlds.BOTH), seconds_per_net=0.09)
+    profile = worlds.stated_profile(CLOUDS.space(worlds.BOTH), seconds_per_net=0.07)
     (folder / "dear.json").write_bytes(canonical(profile))
     return brief.model_copy(update={"profile": worlds.artefact(folder / "dear.json")})
 
@@ -151,8 +154,15 @@ def half(tmp_path_factory) -> tuple[Brief, Path]:
     return brief, folder
 
 
-def _find(brief: Brief, out: Path) -> bool:
-    return Checkpoint(out, digest_bytes(canonical(brief))).find() is not None
+def _goes_on(brief: Brief, folder: Path, out: Path, strategy: str = "nsga2") -> bool:
+    """Tell whether a search would go on from what lies in a folder."""
+    said: list[str] = []
+    Run(
+        admit(brief, folder, BUILTIN),
+        out,
+        Tools(STRATEGIES[strategy], worlds.standing, worlds.standing, said.append),
+    )
+    return any("going on from the checkpoint" in line for line in said)
 
 
 def _flip(path: Path) -> None:
@@ -179,15 +189,25 @@ def test_a_checkpoint_that_is_broken_is_not_taken_up(tmp_path, half, harm):
     brief, folder = half
     out = tmp_path / "out"
     shutil.copytree(folder / "out", out)
-    assert _find(brief, out)
+    assert _goes_on(brief, folder, out)
     harm(out / "checkpoint")
-    assert not _find(brief, out)
+    assert not _goes_on(brief, folder, out)
 
 
-def test_a_checkpoint_of_another_brief_is_not_taken_up(half):
+def test_a_checkpoint_of_another_brief_or_another_strategy_is_not_taken_up(half):
     brief, folder = half
-    assert _find(brief, folder / "out")
-    assert not _find(brief.model_copy(update={"seed": 6}), folder / "out")
+    assert _goes_on(brief, folder, folder / "out")
+    assert not _goes_on(brief.model_copy(update={"seed": 6}), folder, folder / "out")
+    for strategy in STRATEGIES.keys() - {"nsga2"}:
+        assert not _goes_on(brief, folder, folder / "out", strategy)
+
+
+def test_a_checkpoint_of_other_libraries_is_not_taken_up(half, monkeypatch):
+    brief, folder = half
+    monkeypatch.setattr("torch.__version__", "another")
+    assert not _goes_on(brief, folder, folder / "out")
+    monkeypatch.undo()
+    assert _goes_on(brief, folder, folder / "out")
 
 
 def test_a_search_over_a_broken_checkpoint_begins_anew_and_comes_to_the_same_end(tmp_path, half, unbroken):

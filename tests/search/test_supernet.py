@@ -118,6 +118,22 @@ def test_readings_that_never_change_or_lie_far_out_stay_finite(world, net):
     assert (float(ends.min()), float(ends.max())) == (pytest.approx(-most), pytest.approx(most))
 
 
+@pytest.mark.parametrize("world", [WAVES, CLOUDS], ids=lambda world: world.task.modality)
+@pytest.mark.parametrize("size", [3.4e38, 1e-41, 1.0])
+def test_rows_at_either_end_of_what_a_float_holds_can_be_standardised(world, net, size):
+    shape = world.task.input.shape[1:]
+    x = np.full((60, *shape), size, dtype=np.float32)
+    x[::2] *= -1
+    assert len(np.unique(x)) == 2
+    net.standardise(x)
+    assert all(torch.isfinite(one).all() for one in net.standard())
+    seen = net.prepare(np.concatenate([x, np.zeros((1, *shape), dtype=np.float32)]))
+    assert torch.isfinite(seen).all()
+    assert (seen[-1] == 0).all()
+    # Ordinary readings are not cut by what keeps the others finite.
+    assert size != 1.0 or bool((seen[0] < 0).all() and (seen[1] > 0).all())
+
+
 def test_half_of_the_windows_networks_see_the_latest_half():
     space = WAVES.space()
     net = Supernet(space.shapes(), space.entries()[0], 0)
