@@ -132,6 +132,7 @@ def _row(pairs: dict[str, list[tuple[float, float]]], budget_s: float, *, judged
         "share of the area",
         peers={NAMES[method]: figure for method, figure in figures.items()},
         met=all(mine.median > one.median for one in figures.values()) if judged and figures else None,
+        note=f"{mine.n} seeds of each method",
     )
 
 

@@ -162,6 +162,8 @@ def page(book: Book) -> str:
     missed, judged = (sum(row.met is answer for row in every) for answer in (False, True))
     absent = [part for part in PARTS if part not in book]
     unknown = f" Not measured here: {', '.join(absent)}." if absent else ""
+    few = [f"{part} ({len(book[part]['seeds'])})" for part in parts if len(book[part]["seeds"]) < SEEDS]
+    unknown += f" Fewer than {SEEDS} seeds: {', '.join(few)}." if few else ""
     text = [_ABOUT, f"Of {missed + judged} targets {judged} are met and {missed} missed.{unknown}", "", HEAD]
     text += [line for part in parts for line in lines(rows[part])]
     for part in parts:

@@ -106,13 +106,11 @@ def test_help_says_what_is_left_and_what_the_exit_codes_mean(instar: Any) -> Non
 WAITS = """
 import signal, sys
 
-def stop(*_):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(130)
-
-signal.signal(signal.SIGINT, stop)
+# Held back until it is waited for: between a print and a pause one could be lost.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 print("ready", flush=True)
-signal.pause()
+signal.sigwait({signal.SIGINT})
+sys.exit(130)
 """
 
 
