@@ -72,7 +72,7 @@ class Shape:
 
 SHAPES = {
     TriggerKind.FOUNDING: Shape(0.70, 0.84, 0.06, warm=0.15, rate=0.1, least_looks=12, most_looks=64),
-    TriggerKind.DATA: Shape(0.45, 0.55, 0.17, warm=0.0, rate=0.05, least_looks=12, most_looks=32),
+    TriggerKind.DATA: Shape(0.45, 0.55, 0.20, warm=0.0, rate=0.05, least_looks=12, most_looks=32),
 }
 
 
