@@ -141,7 +141,8 @@ class Run:
             self._keep(desk, pupil, with_tensors=True)
 
         taken = lessons.pupil.train(desk.budget, desk.reporter("train"), keep)
-        if taken == 0:
+        # An adaptation has an answer already, the parent that has settled; a founding has none.
+        if taken == 0 and desk.admission.parent is None:
             raise PermanentError(
                 f"expected time to train within {desk.budget.total_s:g} CPU-s, got none after "
                 f"{desk.budget.used_s:.1f} CPU-s of preparation; raise the budget"

@@ -107,6 +107,20 @@ def test_a_parent_is_judged_with_the_calibration_that_suits_it_so_that_no_gain_i
     assert marks[0].accuracy < before
 
 
+def test_an_adaptation_without_time_to_train_still_answers_and_a_founding_is_refused(tmp_path, tabled):
+    data = worlds.write_rows(CLOUDS, tmp_path / "data.npz", 400, 200, turned=True)
+    brief = worlds.child_brief(tabled, CLOUDS, tmp_path, TriggerKind.DATA, data=data, budget_cpu_s=_BUDGET_S)
+    # A clock that is beyond the share of training from the first look on.
+    spent = 0.9 * _BUDGET_S
+    late = worlds.run(brief, tmp_path, tmp_path / "late", cpu=lambda: spent)
+    assert late.evidence["train_steps"] == 0
+    assert late.evidence["phases_cut"] >= 1
+    assert late.evidence["accuracy_search"] >= late.evidence["accuracy_before"]
+    founding = worlds.founding_brief(CLOUDS, tmp_path, budget_cpu_s=_BUDGET_S)
+    with pytest.raises(PermanentError, match="expected time to train"):
+        worlds.run(founding, tmp_path, tmp_path / "founding", cpu=lambda: spent)
+
+
 # -- latency ----------------------------------------------------------------------------------------------
 
 
