@@ -48,7 +48,6 @@ class Lessons:
         self, desk: Desk, course: Course, centres: Genes, rate: float, memory: Tensor | None
     ) -> None:
         self._desk = desk
-        self._course = course
         self._centres = centres
         self._rate = rate
         space = desk.space

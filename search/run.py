@@ -93,7 +93,6 @@ class Run:
         limits_of.nearest(desk.bounds)
         kind = desk.brief.kind
         if kind is TriggerKind.LATENCY:
-            desk.net.load(desk.parent.state)
             looks = reselecting.reselect(desk)
             return self._finish(desk, looks, len(looks), tune=False)
         if not desk.data.labelled:
