@@ -5,6 +5,7 @@
   training graph, no sparse tensors, whose parts have had escapes of their own.
 * Its contract is the task's, its genome is the case's, in its text and in its graph alike.
 * Every stored number is finite, and so is every answer to extreme inputs.
+* A graph with an exit falls into two at its trunk, and the halves answer as the whole does.
 * A row's answer does not depend on the rows beside it: the data plane batches strangers together.
 
 The panel lets no other guard run a file that this one refuses.
@@ -17,13 +18,13 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-from google.protobuf.message import EncodeError  # type: ignore[import-untyped]  # it ships no types
+from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from guards import structure
 from guards.contract import used, verdict
-from guards.material import DTYPES, Array, Material
+from guards.material import DTYPES, Array, Floats, Material, Net
 from policies.bundle import BundleMeta, check_task
 from policies.case import Case
 from policies.errors import TamperError
@@ -203,19 +204,41 @@ def _answers(case: Case, material: Material) -> str | None:
     probes = _probes(case.task.input)
     try:
         net = material.net(case.bundle)
-        together = net.run(probes)
-        alone = [net.run(probes[place : place + 1]) for place in range(len(probes))]
+        whole, halves = net.run(probes), net.halves(probes)
+        together = whole if halves is None else halves
+        alone = [_run(net, probes[place : place + 1]) for place in range(len(probes))]
     except RUNTIME_FAULTS as error:
         return f"expected a model that the runtime runs, it says: {str(error).strip().splitlines()[0]}"
-    for index, name in enumerate(("logits", "embedding")):
-        whole, single = together[index], np.concatenate([pair[index] for pair in alone])
-        for came in (whole, single):
-            if len(came) != len(probes):
-                return f"expected {len(probes)} rows of {name} for {len(probes)} inputs, got {len(came)}"
-        broken = int(np.count_nonzero(~np.isfinite(whole).all(axis=1)))
-        if broken:
-            return f"expected finite {name}, {broken} of {len(probes)} extreme inputs give others"
-        if not np.allclose(whole, single, rtol=_ALONE_RTOL, atol=_ALONE_ATOL):
-            most = float(np.abs(whole - single).max())
-            return f"expected {name} of a row not to depend on its batch, they differ by {most:.3g}"
+    names = ("logits", "embedding", "exit logits")[: len(together)]
+    for name, batch, parts in zip(names, together, zip(*alone, strict=True), strict=True):
+        wrong = _apart(name, batch, np.concatenate(parts), len(probes))
+        if wrong is not None:
+            return wrong
+    for name, one, other in zip(names, whole, together[:2], strict=False):
+        if not _alike(one, other):
+            most = float(np.abs(one - other).max())
+            return f"expected the halves of the graph to answer as the whole, {name} differ by {most:.3g}"
     return None
+
+
+def _run(net: Net, x: Array) -> tuple[Floats, ...]:
+    halves = net.halves(x)
+    return net.run(x) if halves is None else halves
+
+
+def _apart(name: str, batch: Floats, single: Floats, rows: int) -> str | None:
+    """Return what is wrong with an output of extreme inputs, run together and one by one, or None."""
+    for came in (batch, single):
+        if len(came) != rows:
+            return f"expected {rows} rows of {name} for {rows} inputs, got {len(came)}"
+    broken = int(np.count_nonzero(~np.isfinite(batch).all(axis=1)))
+    if broken:
+        return f"expected finite {name}, {broken} of {rows} extreme inputs give others"
+    if not _alike(batch, single):
+        most = float(np.abs(batch - single).max())
+        return f"expected {name} of a row not to depend on its batch, they differ by {most:.3g}"
+    return None
+
+
+def _alike(one: Floats, other: Floats) -> bool:
+    return np.allclose(one, other, rtol=_ALONE_RTOL, atol=_ALONE_ATOL)

@@ -6,13 +6,18 @@
   it depends on the input. The service's tail under load is the monitors' to watch, not this guard's.
 * Inputs are recorded traffic, so that a net that is quick on blank images gains nothing.
 * p99 is a time that was measured, the next higher one; nothing is interpolated.
+* A net with an exit is timed as it is served: rows leave at the policy's confidence. How many do, and how
+  long rows take that leave and that stay, is said beside the limits, for a median hides the smaller half.
+* Where other devices will serve it, this machine's clock says nothing: their timings are judged, the slowest
+  device's first, and none is inconclusive (``guards.timings``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guards import timings
 from guards.contract import used, verdict
 from guards.material import Array, Material, Net
 from policies.case import Case
@@ -35,7 +40,9 @@ class Latency:
         return case.policy.modification_protocol.evaluation.latency.clause
 
     def judge(self, case: Case, material: Material) -> Verdict:
-        """Time both nets on the same rows."""
+        """Time both nets on the same rows, or judge what devices timed."""
+        if case.device_class is not None:
+            return self._by_devices(case, material)
         limit = case.policy.modification_protocol.evaluation.latency
         x = material.traffic[-limit.rows :]
         if len(x) < limit.rows:
@@ -44,14 +51,30 @@ class Latency:
         nets = [material.net(case.bundle)]
         if case.incumbent is not None:
             nets.append(material.net(case.incumbent))
-        times = interleave(nets, x, material.clock)
-        source = case.traffic.digest
-        p50, p99 = _quantiles(times[0])
-        evidence = [
-            _ms("p99", p99, len(x), source, limit.max_p99_ms),
-            _ms("p50", p50, len(x), source, None),
+        times, source = interleave(nets, x, material.clock), case.traffic.digest
+        return self._weigh(case, times, source, "", _leaving(nets[0], x, times[0], source))
+
+    def _by_devices(self, case: Case, material: Material) -> Verdict:
+        found = [(timings.read(case, artefact, material), artefact.digest) for artefact in case.timings]
+        if not found:
+            reason = f"expected timings by a device of {case.device_class}, there are none"
+            return verdict(self, case, Finding.INCONCLUSIVE, reason)
+        verdicts = [
+            self._weigh(case, [np.array(one) for one in seen.times_ms], digest, f" on {seen.device}")
+            for seen, digest in found
         ]
-        told = f"p99 {p99:.3f} ms, limit {limit.max_p99_ms:g} ms"
+        # Every device that will serve it must be quick enough: the one that comes nearest the limit speaks.
+        return max(verdicts, key=lambda told: (told.finding is Finding.FAIL, told.evidence[-1].value))
+
+    def _weigh(
+        self, case: Case, times: list[Times], source: str, where: str, exits: Sequence[Evidence] = ()
+    ) -> Verdict:
+        """Judge milliseconds of each row, the candidate's list first; ``exits`` is said beside."""
+        limit = case.policy.modification_protocol.evaluation.latency
+        n = len(times[0])
+        p50, p99 = _quantiles(times[0])
+        evidence = [_ms("p99", p99, n, source, limit.max_p99_ms), _ms("p50", p50, n, source, None)]
+        told = f"p99 {p99:.3f} ms{where}, limit {limit.max_p99_ms:g} ms"
         ratio = None
         if len(times) > 1:
             ratio, more = _against(times, p50, limit, source)
@@ -60,7 +83,9 @@ class Latency:
         share = max(p99 / limit.max_p99_ms, 0.0 if ratio is None else _ratio_used(ratio, limit.max_ratio))
         within = p99 <= limit.max_p99_ms and (ratio is None or ratio <= limit.max_ratio)
         finding = Finding.PASS if within else Finding.FAIL
-        return verdict(self, case, finding, f"{told} (n={len(x)})", *evidence, used(share))
+        if exits:
+            told += f"; {', '.join(f'{one.name} {one.value:.3g} {one.unit}' for one in exits)}"
+        return verdict(self, case, finding, f"{told} (n={n})", *evidence, *exits, used(share))
 
 
 def interleave(nets: list[Net], x: Array, clock: Callable[[], float]) -> list[Times]:
@@ -74,16 +99,28 @@ def interleave(nets: list[Net], x: Array, clock: Callable[[], float]) -> list[Ti
     times = np.full((len(nets), len(x)), np.inf)
     for place in range(min(_WARM_ROWS, len(x))):
         for net in nets:
-            net.run(x[place : place + 1])
+            net.serve(x[place : place + 1])
     for place in range(len(x)):
         row = x[place : place + 1]
         for turn in range(_RUNS):
             order = range(len(nets)) if (place + turn) % 2 == 0 else reversed(range(len(nets)))
             for index in order:
                 began = clock()
-                nets[index].run(row)
+                nets[index].serve(row)
                 times[index, place] = min(times[index, place], (clock() - began) * 1000)
     return list(times)
+
+
+def _leaving(net: Net, x: Array, times: Times, source: str) -> list[Evidence]:
+    """Return how many rows leave a net early, and the medians of both kinds; nothing where none may."""
+    if not net.leaves:
+        return []
+    gone = np.concatenate([net.serve(x[place : place + 1])[1] for place in range(len(x))])
+    found = [Evidence(name="exit share", value=float(gone.mean()), unit="share", n=len(x), source=source)]
+    for name, kind in (("p50 of rows that left", gone), ("p50 of rows that stayed", ~gone)):
+        if kind.any():
+            found.append(_ms(name, _quantiles(times[kind])[0], int(kind.sum()), source, None))
+    return found
 
 
 def _against(

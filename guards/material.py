@@ -3,6 +3,7 @@
 * Bytes are hashed after they are read and before they are used; the same bytes are judged.
 * ONNX is read from memory, so that no path inside a file leads anywhere.
 * Arrays are read without pickle, and checked against the task: a gate that does not fit is no gate.
+* A bundle with an exit answers as it is served: rows leave at the policy's confidence.
 * Answers are computed once a bundle and regime; guards that ask again share them.
 
 It decides nothing.
@@ -13,13 +14,17 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from math import log
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from guards import structure
+from policies.bundle import Exit
 from policies.case import Case
+from policies.cut import cut
 from policies.errors import TamperError
 from policies.terms import Artefact, Datatype
 from policies.wire import digest_bytes
@@ -73,25 +78,74 @@ class Answers:
 
 
 class Net:
-    """One model in the runtime that serves: one thread, as in the data plane."""
+    """One model in the runtime that serves: one thread, as in the data plane.
 
-    def __init__(self, raw: bytes) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+    Args:
+        raw: The whole file.
+        leave: Its exit, if it has one; it is then cut in two, as the data plane cuts it.
+        confidence: At which a row leaves there, by the policy; None: nobody does.
+    """
+
+    def __init__(self, raw: bytes, leave: Exit | None = None, confidence: float | None = None) -> None:
+        self._session = _session(raw)
         self._input = self._session.get_inputs()[0].name
+        self._leave, self._confidence = leave, confidence
+        halves = None if leave is None else cut(raw, leave)
+        self._halves = None if halves is None else (_session(halves.head), _session(halves.tail))
+
+    @property
+    def leaves(self) -> bool:
+        """Tell whether rows may leave it early as it is served."""
+        return self._halves is not None and self._confidence is not None
 
     def run(self, x: Array) -> tuple[Floats, Floats]:
-        """Return logits and embedding of the rows ``x`` (n, ...)."""
+        """Return logits and embedding of the rows ``x`` (n, ...), whole, as if there were no exit."""
         logits, embedding = self._session.run(["logits", "embedding"], {self._input: x})
         return logits, embedding
 
+    def halves(self, x: Array) -> tuple[Floats, Floats, Floats] | None:
+        """Return logits, embedding and exit of all rows through both halves; None of a model without."""
+        if self._halves is None or self._leave is None:
+            return None
+        exits, trunk = self._halves[0].run([self._leave.output, self._leave.trunk.name], {self._input: x})
+        logits, embedding = self._halves[1].run(["logits", "embedding"], {self._leave.trunk.name: trunk})
+        return logits, embedding, exits
+
+    def serve(self, x: Array) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return logits (n, classes) as clients get them, and which rows left early (n,)."""
+        if self._halves is None or self._leave is None or self._confidence is None:
+            return self.run(x)[0], np.zeros(len(x), np.bool_)
+        head, tail = self._halves
+        logits, trunk = head.run([self._leave.output, self._leave.trunk.name], {self._input: x})
+        gone = left(logits, self._confidence)
+        if not gone.all():
+            logits[~gone], _ = tail.run(["logits", "embedding"], {self._leave.trunk.name: trunk[~gone]})
+        return logits, gone
+
     def logits(self, x: Array) -> Floats:
-        """Return the logits (n, classes) of many rows, in batches."""
-        parts = [self.run(x[first : first + _BATCH])[0] for first in range(0, len(x), _BATCH)]
+        """Return the logits (n, classes) of many rows as clients get them, in batches."""
+        parts = [self.serve(x[first : first + _BATCH])[0] for first in range(0, len(x), _BATCH)]
         return np.concatenate(parts)
+
+
+def left(exits: Floats, confidence: float) -> NDArray[np.bool_]:
+    """Return which rows are sure enough to leave, (n,); the same steps as in the data plane, to the bit.
+
+    >>> left(np.array([[0.0, 0.0], [3.0, 0.0]], np.float32), 0.9).tolist()
+    [False, True]
+    """
+    # Without a word on what is no number: whoever counts answers that are not finite says so.
+    with np.errstate(invalid="ignore"):
+        total = np.logaddexp.reduce(exits, axis=1, dtype=np.float64)
+    return np.asarray(exits.max(axis=1) >= total + log(confidence))
+
+
+def _session(raw: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
 
 
 class Material:
@@ -106,16 +160,21 @@ class Material:
         self._case = case
         self.clock = clock
         self.raw = cache(_read)
-        self._net = cache(lambda artefact: Net(self.raw(artefact)))
+        self._net = cache(self._load)
         self._answers = cache(self._answer)
 
     def net(self, artefact: Artefact) -> Net:
-        """Return a bundle, loaded from the bytes that were hashed.
+        """Return a bundle, loaded from the bytes that were hashed, with the exit that the policy allows.
 
         Raises:
-            TamperError: The bytes are not there or not those of the digest.
+            TamperError: The bytes are not there, not those of the digest, or their text is none.
         """
         return self._net(artefact)
+
+    def _load(self, artefact: Artefact) -> Net:
+        raw = self.raw(artefact)
+        leave = structure.read_meta(structure.parse(raw)).exit
+        return Net(raw, leave, self._case.policy.modification_protocol.exits.threshold)
 
     def rows(self, regime: int) -> Rows:
         """Return the labelled rows of a regime; perhaps none.

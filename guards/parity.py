@@ -1,6 +1,7 @@
 """Does the file that ships compute what the trained network computed?
 
 * Its goldens are inputs with the outputs that the network gave before it was folded and written down.
+* Of a bundle with an exit, its two halves are run as well, which is how it is served, and the exit compared.
 * Clean inputs show a mistake in writing; probes, which no camera takes, show a planted branch.
 * Both kinds must be there; one number outside the tolerance, or not finite, fails.
 
@@ -15,9 +16,10 @@ import numpy as np
 
 from guards import structure
 from guards.contract import used, verdict
-from guards.material import DTYPES, Array, Floats, Material
+from guards.material import DTYPES, Array, Floats, Material, Net
 from policies.bundle import BundleMeta, Golden
 from policies.case import Case
+from policies.clauses import Parity as Clause
 from policies.errors import TamperError
 from policies.terms import Evidence, Finding, Verdict
 
@@ -39,7 +41,7 @@ class Parity:
             meta = structure.read_meta(structure.parse(material.raw(case.bundle)))
             for golden in meta.goldens:
                 x, wanted = _decode(golden, meta)
-                gap, share = _gap(material.net(case.bundle).run(x), wanted, limit.atol, limit.rtol)
+                gap, share = _both(material.net(case.bundle), x, wanted, limit)
                 worst = max(worst, share)
                 if share > 1.0:
                     over.append(f"{golden.kind} by {gap:.3g}")
@@ -69,14 +71,24 @@ class Parity:
         return verdict(self, case, Finding.PASS, reason, *evidence, used(worst))
 
 
-def _decode(golden: Golden, meta: BundleMeta) -> tuple[Array, tuple[Floats, Floats]]:
+def _both(net: Net, x: Array, wanted: tuple[Floats, ...], limit: Clause) -> tuple[float, float]:
+    """Return the larger gap of the whole and of the halves, as ``_gap``."""
+    whole = _gap(net.run(x), wanted[:2], limit.atol, limit.rtol)
+    halves = net.halves(x)
+    if halves is None:
+        return whole
+    return max(whole, _gap(halves, wanted, limit.atol, limit.rtol), key=lambda found: found[1])
+
+
+def _decode(golden: Golden, meta: BundleMeta) -> tuple[Array, tuple[Floats, ...]]:
     x = _array(golden.input_b64, DTYPES[meta.input.datatype], (golden.rows, *meta.input.shape[1:]), "input")
     kind = np.dtype("<f4")
-    logits, embedding = (
+    texts = (golden.logits_b64, golden.embedding_b64, golden.exit_logits_b64)
+    told = [text for text in texts if text is not None]
+    return x, tuple(
         _array(text, kind, (golden.rows, *spec.shape[1:]), spec.name).astype(np.float32)
-        for text, spec in zip((golden.logits_b64, golden.embedding_b64), meta.outputs, strict=True)
+        for text, spec in zip(told, meta.outputs, strict=True)
     )
-    return x, (logits, embedding)
 
 
 def _array(text: str, dtype: np.dtype[np.generic], shape: tuple[int, ...], name: str) -> Array:
@@ -91,7 +103,7 @@ def _array(text: str, dtype: np.dtype[np.generic], shape: tuple[int, ...], name:
 
 
 def _gap(
-    got: tuple[Floats, Floats], wanted: tuple[Floats, Floats], atol: float, rtol: float
+    got: tuple[Floats, ...], wanted: tuple[Floats, ...], atol: float, rtol: float
 ) -> tuple[float, float]:
     """Return the largest difference, and the largest share of the tolerance; infinite where not finite."""
     gap = share = 0.0

@@ -10,6 +10,7 @@ Called by the drift monitor when its reference is full.
 * The family alarms as one maximum over both sides of all channels, with one height for all. Calibrated as
   such, it needs no correction for multiple tests and gets none. (A height for each channel was tried: read
   from tails of a few thousand rows, it kept a tenth of the promise.)
+* A channel that says nothing of a row is resampled with its silence: one that speaks seldom alarms seldom.
 * A window without alarm is as likely as exp(-window / ARL0); heights are read from the tail of window maxima,
   which falls exponentially.
 
@@ -90,7 +91,7 @@ def simulate(
     """Return the family's largest CUSUM in each window of bootstrap streams, (windows,).
 
     Args:
-        rows: Standardised channels in the order of arrival, (n, c).
+        rows: Standardised channels in the order of arrival, (n, c); not a number where one says nothing.
         allowance: CUSUM k, in standard deviations.
         block_rows: Length of a bootstrap block; 1 treats rows as independent.
         window: Rows of a window.
@@ -104,19 +105,21 @@ def simulate(
     if imprecise_rows is not None:
         shift, scale = _estimates(rows, span, imprecise_rows, rng)
     starts = rng.integers(0, n, size=(window * _WINDOWS // span + 1, _STREAMS))
-    source = rows.astype(np.float32)
+    source, heard = np.nan_to_num(rows, nan=0.0).astype(np.float32), ~np.isnan(rows)
+    silences = not heard.all()
     gain = (1.0 / scale).astype(np.float32)
     lift, drop = ((sign * shift / scale - allowance).astype(np.float32) for sign in (-1, 1))
     up, down = np.zeros((2, _STREAMS, channels), dtype=np.float32)
     maxima = np.zeros((_WINDOWS, 2, _STREAMS, channels), dtype=np.float32)
     for step in range(window * _WINDOWS):
-        value = source[(starts[step // span] + step % span) % n]
+        at = (starts[step // span] + step % span) % n
+        value = source[at]
         value *= gain
         up += value
-        up += lift
+        up += lift * heard[at] if silences else lift
         np.maximum(up, 0.0, out=up)
         down -= value
-        down += drop
+        down += drop * heard[at] if silences else drop
         np.maximum(down, 0.0, out=down)
         held = maxima[step // window]
         np.maximum(held[0], up, out=held[0])
@@ -132,13 +135,28 @@ def _estimates(rows: Floats, span: int, size: int, rng: np.random.Generator) -> 
     blocks = max(2, size // span)
     starts = rng.integers(0, n, size=(_STREAMS, blocks))
     around = np.concatenate([rows, rows[:span]])
-    zero = np.zeros((1, rows.shape[1]))
-    first = np.concatenate([zero, np.cumsum(around, axis=0)])
-    second = np.concatenate([zero, np.cumsum(around**2, axis=0)])
-    mean = (first[starts + span] - first[starts]).mean(axis=1) / span
-    square = (second[starts + span] - second[starts]).mean(axis=1) / span
+    filled = np.nan_to_num(around, nan=0.0)
+
+    def resampled(values: Floats) -> Floats:
+        sums = np.concatenate([np.zeros((1, rows.shape[1])), np.cumsum(values, axis=0)])
+        total: Floats = (sums[starts + span] - sums[starts]).sum(axis=1)
+        return total
+
+    count = resampled((~np.isnan(around)).astype(np.float64))
+    mean, square = (resampled(values) / np.maximum(count, 1.0) for values in (filled, filled**2))
     deviation = np.sqrt(np.maximum(square - mean**2, 0.0))
-    whole = rows.std(axis=0)
+    whole = moments(rows)[1]
     # A channel that hardly varies (a rare class) may be constant in a resample: bounded by the whole's scale.
-    ratio = np.where(whole > 0.0, deviation / np.maximum(whole, 1e-12), 1.0)
+    ratio = np.where((whole > 0.0) & (count > 0.0), deviation / np.maximum(whole, 1e-12), 1.0)
     return mean, np.clip(ratio, 0.5, 2.0)
+
+
+def moments(rows: Floats) -> tuple[Floats, Floats]:
+    """Return mean and standard deviation of each column over its numbers, both (c,); 0 where it has none.
+
+    >>> moments(np.array([[1.0, np.nan], [3.0, np.nan]]))
+    (array([2., 0.]), array([1., 0.]))
+    """
+    heard = ~np.isnan(rows)
+    filled, counted = np.where(heard, rows, 0.0), heard | ~heard.any(axis=0)
+    return filled.mean(axis=0, where=counted), filled.std(axis=0, where=counted)

@@ -6,6 +6,11 @@ Called by the drift monitor. Fitted once on reference rows, then fixed.
   the rest make a long tail, which costs a detector its threshold.
 * The embedding's first principal components, and the logarithm of what they leave over: the residual shows
   inputs that leave the space which the reference spans.
+* Whether the row left the network early. One that did has no embedding: its embedding channels say nothing
+  (not a number), at fitting and after. Rows that stay are the hard ones, which is no bias, for they are
+  compared with rows that stayed on the reference; when other rows begin to leave, ``exit`` moves.
+* With fewer than ``LEAST_STAYED`` rows that stayed, the embedding channels stay silent; a longer reference
+  (``min_reference_rows``) gives them a voice.
 * The five numbers of the input summary, and an indicator for each class predicted.
 * Values are clipped at ``CLIP`` standard deviations: no single broken row can raise an alarm.
 * A channel that never varied on the reference stays in: any change of it is out of the reference's range.
@@ -18,16 +23,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from monitors.bootstrap import moments
 from monitors.contract import Arrays, Floats
 from monitors.spool import Block
 from policies.telemetry import OUTCOMES
 
 CLIP = 5.0
 COMPONENTS = 8
+LEAST_STAYED = 400
+"""Below, the mean of a channel is off by so much of its allowance that its threshold loses its sense."""
 SUMMARY = ("mean", "std", "min", "max", "edges")
 
 _OK = OUTCOMES.index("ok")
 _EPS = 1e-6
+_FIRST_EMBEDDED = 2
+"""Doubt and entropy come first, then the embedding's components and its residual."""
 
 
 def usable(block: Block) -> npt.NDArray[np.bool_]:
@@ -54,6 +64,17 @@ def doubt(logits: Floats) -> Floats:
     return np.stack([np.log(np.maximum(rest, 0.0) + _EPS), np.log(np.maximum(entropy, 0.0) + _EPS)], axis=1)
 
 
+def _axes(embedding: Floats) -> tuple[Floats, Floats]:
+    """Return the mean of embeddings (n, d), and their first principal directions (p, d)."""
+    centre = embedding.mean(axis=0)
+    covariance = np.atleast_2d(np.cov(embedding - centre, rowvar=False))
+    _, vectors = np.linalg.eigh(covariance)
+    components = vectors[:, ::-1][:, :COMPONENTS].T
+    # eigh leaves the sign open; fixing it keeps channels comparable between fits.
+    largest = np.abs(components).argmax(axis=1)
+    return centre, components * np.sign(components[np.arange(len(components)), largest])[:, None]
+
+
 @dataclass(frozen=True)
 class Channels:
     """The fitted map from records to channels.
@@ -62,7 +83,7 @@ class Channels:
         classes: Number of classes.
         centre: Mean embedding, (d,).
         components: Principal directions, (p, d) with p = min(8, d).
-        mean: Of each channel on the reference, (c,).
+        mean: Of each channel on the reference, (c,); not a number of one that stays silent.
         scale: Standard deviation of each channel on the reference, (c,).
     """
 
@@ -81,19 +102,16 @@ class Channels:
         """
         if len(block) < 2:
             raise ValueError(f"expected at least 2 reference rows, got {len(block)}")
-        embedding = block["embedding"].astype(np.float64)
-        centre = embedding.mean(axis=0)
-        covariance = np.atleast_2d(np.cov(embedding - centre, rowvar=False))
-        _, vectors = np.linalg.eigh(covariance)
-        components = vectors[:, ::-1][:, :COMPONENTS].T
-        # eigh leaves the sign open; fixing it keeps channels comparable between fits.
-        largest = np.abs(components).argmax(axis=1)
-        components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
+        stayed = block[block["exit"] == 0]
+        silent = len(stayed) < min(LEAST_STAYED, len(block))
+        # What is never looked at needs no directions of its own.
+        centre, components = _axes((block if silent else stayed)["embedding"].astype(np.float64))
         classes = block["logits"].shape[1]
         unit = cls(classes, centre, components, np.zeros(1), np.ones(1))
-        raw = unit._raw(block)
-        mean = raw.mean(axis=0)
-        scale = np.maximum(raw.std(axis=0), np.maximum(_EPS * np.abs(mean), 1e-12))
+        mean, deviation = moments(unit._raw(block))
+        if silent:
+            mean[_FIRST_EMBEDDED : _FIRST_EMBEDDED + len(components) + 1] = np.nan
+        scale = np.maximum(deviation, np.maximum(_EPS * np.abs(mean), 1e-12))
         return cls(classes, centre, components, mean, scale)
 
     @property
@@ -104,12 +122,13 @@ class Channels:
             "entropy",
             *(f"embedding.{i}" for i in range(len(self.components))),
             "residual",
+            "exit",
             *(f"input.{name}" for name in SUMMARY),
             *(f"class.{i}" for i in range(self.classes)),
         )
 
     def standardise(self, block: Block) -> Floats:
-        """Return the channels of usable rows, clipped; (n, c)."""
+        """Return the channels of usable rows, clipped; (n, c); not a number where a channel says nothing."""
         standard = (self._raw(block) - self.mean) / self.scale
         return np.clip(standard, -CLIP, CLIP)
 
@@ -117,9 +136,11 @@ class Channels:
         logits = block["logits"].astype(np.float64)
         centred = block["embedding"].astype(np.float64) - self.centre
         scores = centred @ self.components.T
-        left = np.maximum((centred**2).sum(axis=1) - (scores**2).sum(axis=1), 0.0)
+        over = np.maximum((centred**2).sum(axis=1) - (scores**2).sum(axis=1), 0.0)
+        embedded = np.column_stack([scores, np.log(over + _EPS)])
+        left = block["exit"][:, None] != 0
         predicted = logits.argmax(axis=1)[:, None] == np.arange(self.classes)
-        parts = [doubt(logits), scores, np.log(left + _EPS)[:, None], block["summary"], predicted]
+        parts = [doubt(logits), np.where(left, np.nan, embedded), left, block["summary"], predicted]
         return np.concatenate([part.astype(np.float64) for part in parts], axis=1)
 
     def snapshot(self) -> dict[str, npt.NDArray[np.generic]]:

@@ -39,7 +39,7 @@ def record_dtype(fields: list[Field]) -> np.dtype[np.void]:
 
     >>> from policies.telemetry import telemetry_fields
     >>> record_dtype(telemetry_fields(classes=10, embedding=64)).itemsize
-    359
+    360
     """
     return np.dtype([(name, kind, tuple(shape)) for name, kind, shape in fields])
 

@@ -4,7 +4,7 @@ Called by control while a newcomer and its incumbent share the traffic.
 
 * A request that was answered, failed or timed out counts for its generation; one that was shed or was wrong
   itself says nothing of the model, and does not count.
-* An answer that is not finite is an error.
+* An answer that is not finite is an error, and is counted apart too: one of them is reason enough.
 * Latencies are those of answered rows, the latest ``_MAX_LATENCIES`` of them.
 * A label counts for the generation that answered its row.
 
@@ -26,6 +26,7 @@ from policies.terms import Arm
 _MAX_LATENCIES = 100_000
 _OK = OUTCOMES.index("ok")
 _FAILED = tuple(OUTCOMES.index(name) for name in ("error", "timeout"))
+_NOT_FINITE = OUTCOMES.index("not_finite")
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class _Count:
 
     requests: int = 0
     errors: int = 0
+    not_finite: int = 0
     labels: int = 0
     correct: int = 0
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_LATENCIES))
@@ -58,10 +60,14 @@ class Tally:
             count = self._counts.setdefault(generation, _Count())
             ours = rows[rows["generation"] == generation]
             answered = ours[ours["outcome"] == _OK]
-            failed = int(np.isin(ours["outcome"], _FAILED).sum())
             finite = np.isfinite(answered["logits"]).all(axis=1)
+            # A server of another make tells no outcome of its own for it: then the numbers do.
+            refused = int((ours["outcome"] == _NOT_FINITE).sum())
+            failed = int(np.isin(ours["outcome"], _FAILED).sum()) + refused
+            not_finite = refused + int((~finite).sum())
             count.requests += len(answered) + failed
             count.errors += failed + int((~finite).sum())
+            count.not_finite += not_finite
             count.latencies.extend(answered["latency_ms"].tolist())
             fine = answered[finite]
             for pair in count.awaiting.predict(fine["row_key"], fine["logits"].argmax(axis=1)):
@@ -77,7 +83,7 @@ class Tally:
         """Return all counts, so that a restart forgets no error of a newcomer."""
         state: dict[str, npt.NDArray[np.generic]] = {"since": np.array(self.since)}
         for generation, count in self._counts.items():
-            numbers = (count.requests, count.errors, count.labels, count.correct)
+            numbers = (count.requests, count.errors, count.not_finite, count.labels, count.correct)
             state[f"{generation}/counts"] = np.array(numbers, dtype=np.int64)
             state[f"{generation}/latencies"] = np.fromiter(count.latencies, dtype=np.float64)
             state |= {f"{generation}/awaiting/{k}": v for k, v in count.awaiting.snapshot().items()}
@@ -89,12 +95,13 @@ class Tally:
 
         Raises:
             KeyError: A part of the snapshot is missing.
+            ValueError: It counts other things than we do.
         """
         tally = cls(float(state["since"]))
         for name in [key for key in state if key.endswith("/counts")]:
             mark = name.removesuffix("counts")
-            requests, errors, labels, correct = (int(number) for number in state[name])
-            count = _Count(requests, errors, labels, correct)
+            requests, errors, not_finite, labels, correct = (int(number) for number in state[name])
+            count = _Count(requests, errors, not_finite, labels, correct)
             count.latencies.extend(state[f"{mark}latencies"].tolist())
             inner = f"{mark}awaiting/"
             count.awaiting.restore({k.removeprefix(inner): state[k] for k in state if k.startswith(inner)})
@@ -112,6 +119,7 @@ class Tally:
             generation=generation,
             requests=count.requests,
             errors=count.errors,
+            not_finite=count.not_finite,
             p50_ms=p50,
             p99_ms=p99,
             labels=count.labels,

@@ -26,7 +26,7 @@ from policies.errors import PermanentError
 from policies.terms import Signal, Task
 from policies.wire import digest
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Watch:

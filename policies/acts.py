@@ -72,11 +72,41 @@ class StageSlot(Term):
     generation: int
 
 
-class BeginProbation(Term):
-    """Give the newcomer its share of the traffic."""
+class StartShadow(Term):
+    """Give the newcomer a worker that runs it beside the traffic."""
 
     candidate: Name
+
+
+class SealShadow(Term):
+    """Record what a shadow came to."""
+
+    candidate: Name
+
+
+class EndShadow(Term):
+    """Abandon a newcomer whose shadow came to no answer, and call a person."""
+
+    candidate: Name
+    reason: str
+
+
+class BeginProbation(Term):
+    """Let the newcomer answer: its first step's share of the traffic."""
+
+    candidate: Name
+    of: int
     share: float
+
+
+class TakeStep(Term):
+    """Give the newcomer a step's share, recorded before it is given; its window begins anew."""
+
+    candidate: Name
+    number: int
+    of: int
+    share: float
+    reason: str
 
 
 class Promote(Term):
@@ -119,7 +149,11 @@ Act = (
     | Seal
     | Move
     | StageSlot
+    | StartShadow
+    | SealShadow
+    | EndShadow
     | BeginProbation
+    | TakeStep
     | Promote
     | Revert
     | Retire

@@ -9,7 +9,9 @@ the regime before it. One row a group and regime, so that rows are independent. 
 ``x`` only: recorded inputs of role ``reference``, in arrival order.
 """
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from policies.clauses import Policy
 from policies.terms import Artefact, Digest, Genome, Name, Point, SearchResult, Task, Term, Trigger, Verdict
@@ -34,11 +36,35 @@ class Case(Term):
     baseline_distance: int = Field(ge=0)
     incumbent_distance: int = Field(ge=0)
     demo_key: bool = Field(description="The approving key is a demo's: every surface must say so.")
+    device_class: Name | None = Field(
+        default=None, description="Devices that will serve it; latency is then judged by their timings alone."
+    )
+    timings: tuple[Artefact, ...] = Field(default=(), description="JSON of ``Timings``, one a device.")
 
     @property
     def founding(self) -> bool:
         """Whether there is nothing to compare with yet."""
         return self.incumbent is None
+
+
+class Timings(Term):
+    """What one device measured of a case's bundles, side by side: each row with the best of its runs."""
+
+    job: Name
+    device: Name
+    machine: str = Field(max_length=400, description="For people: processor, clock, runtime.")
+    bundles: tuple[Digest, ...] = Field(min_length=1, max_length=2, description="The candidate's first.")
+    rows: Digest = Field(description="Of the file whose rows were run.")
+    times_ms: tuple[tuple[Annotated[float, Field(gt=0.0)], ...], ...] = Field(description="A list a bundle.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Timings":
+        lengths = {len(times) for times in self.times_ms}
+        if len(self.times_ms) != len(self.bundles) or len(lengths) != 1:
+            raise ValueError(
+                f"expected {len(self.bundles)} lists of equal length, got {[len(t) for t in self.times_ms]}"
+            )
+        return self
 
 
 class PanelResult(Term):

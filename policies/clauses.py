@@ -4,9 +4,10 @@ The three headings are those of a predetermined change control plan (FDA, final 
 No threshold has a default: the file must say it. Bounds here only refuse what has no meaning.
 """
 
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from policies.terms import Datatype, Level, Name, Share, Term
 
@@ -234,17 +235,71 @@ class Approval(Clause):
         return self
 
 
-class Probation(Clause):
-    """How the newcomer is watched beside the incumbent."""
+class Shadow(Clause):
+    """What a newcomer must show beside the traffic, before it answers any of it.
+
+    It is run on inputs that the incumbent has answered long before. Data that drifted is why one searches, so
+    disagreement is expected: ``max_disagreement`` is there against gross mistakes.
+    """
+
+    rows: int = Field(ge=20, description="Compared at the first look; each further look has twice as many.")
+    max_disagreement: float = Field(gt=0.0, lt=1.0, description="Share of rows whose top class differs.")
+    max_error_share: Share = Field(description="Rows that the newcomer could not answer.")
+    max_p50_ratio: float = Field(
+        gt=0.0, description="Median of its time against the incumbent's, row by row."
+    )
+    max_s: float = Field(gt=0.0, description="Undecided for longer ends the candidate.")
+    alpha: Alpha = Field(gt=0.0, lt=0.5, description="Over all looks together.")
+    attempts: int = Field(ge=1, le=5, description="A worker that was lost so often ends the candidate.")
+
+
+class ProbationStep(Term):
+    """One step of a probation. The founding and rollbacks take all traffic, by the counts of the last one."""
 
     share: float = Field(gt=0.0, lt=1.0, description="Of the traffic.")
-    min_requests: int = Field(gt=0)
-    min_labels: int = Field(ge=0)
-    max_s: float = Field(gt=0.0, description="Undecided for longer counts as failed.")
-    max_error_share: Share
+    min_requests: int = Field(gt=0, description="Of the newcomer, in this step.")
+    min_labels: int = Field(ge=0, description="Of either arm, in this step; 0: labels are not waited for.")
+    max_accuracy_loss: float = Field(gt=0.0, lt=1.0, description="That must be ruled out in this step.")
+
+
+class Probation(Clause):
+    """How the newcomer is watched beside the incumbent, while its share grows step by step."""
+
+    max_s: float = Field(gt=0.0, description="A step that is undecided for longer counts as failed.")
+    max_error_share: Share = Field(
+        description="Of an arm's requests; where both fail more, of the difference."
+    )
     max_p99_ms: float = Field(gt=0.0)
-    max_accuracy_loss: float = Field(gt=0.0, lt=1.0)
-    alpha: Alpha = Field(gt=0.0, lt=0.5)
+    alpha: Alpha = Field(gt=0.0, lt=0.5, description="Of taking an equal for a worse one, over all steps.")
+    steps: tuple[ProbationStep, ...] = Field(min_length=1, max_length=20)
+
+    @model_validator(mode="after")
+    def _grows(self) -> "Probation":
+        shares = [step.share for step in self.steps]
+        if any(later <= earlier for earlier, later in pairwise(shares)):
+            raise ValueError(f"expected shares that grow from step to step, got {shares}")
+        return self
+
+
+def _sure(value: object) -> object:
+    # A union would tell of each of its sides; a person wants one sentence.
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value == "off" or (number and 0.0 < float(str(value)) <= 1.0):
+        return value
+    raise ValueError('expected a number in (0, 1], or the word "off"')
+
+
+class Exits(Clause):
+    """When a row may leave a network early."""
+
+    confidence: Annotated[float | Literal["off"], PlainValidator(_sure)] = Field(
+        description="Softmax maximum at the exit from which on a row leaves there; off: nobody does."
+    )
+
+    @property
+    def threshold(self) -> float | None:
+        """Return the confidence, or None where exits are off."""
+        return None if isinstance(self.confidence, str) else float(self.confidence)
 
 
 class Protocol(Term):
@@ -256,7 +311,9 @@ class Protocol(Term):
     search: Search
     evaluation: Evaluation
     approval: Approval
+    shadow: Shadow
     probation: Probation
+    exits: Exits
 
 
 class Risk(Clause):

@@ -7,11 +7,10 @@
 * What cannot go on says why, and what would help.
 """
 
-from policies import limits, probation, rules
+from policies import limits, rollout, rules
 from policies.acts import (
     Act,
     AdoptSearch,
-    BeginProbation,
     CloseSearch,
     Export,
     Judge,
@@ -19,7 +18,6 @@ from policies.acts import (
     Move,
     OpenTrigger,
     Page,
-    Promote,
     Retire,
     Revert,
     Seal,
@@ -104,12 +102,9 @@ def _candidate(
         case Stage.APPROVED:
             return _stage(candidate, world, policy, now, blocked)
         case Stage.STAGED:
-            # A founding has nobody to share with, and an operator's rollback is wanted at once.
-            whole = candidate.kind is not Kind.ADAPTATION
-            share = 1.0 if whole else policy.modification_protocol.probation.share
-            return BeginProbation(candidate=candidate.id, share=share)
+            return rollout.staged(candidate, world, policy, blocked)
         case _:
-            return _probation(candidate, world, policy, now, blocked)
+            return rollout.watch(candidate, world, policy, now, blocked)
 
 
 def _judge(candidate: Candidate, world: World, policy: Policy) -> Act | None:
@@ -170,32 +165,6 @@ def _stage(
         return None
     generation = candidate.generation or world.last_generation + 1
     return StageSlot(candidate=candidate.id, generation=generation)
-
-
-def _probation(
-    candidate: Candidate, world: World, policy: Policy, now: float, blocked: list[Blocked]
-) -> Act | None:
-    clause = policy.modification_protocol.probation
-    if world.newcomer is None:
-        return None
-    elapsed = now - (candidate.since if world.probation_since is None else world.probation_since)
-    compared = world.incumbent if candidate.kind is Kind.ADAPTATION else None
-    outcome = probation.judge(world.newcomer, compared, clause, elapsed)
-    if outcome.decision == "confirm":
-        return Promote(candidate=candidate.id, reason=outcome.reason)
-    # The first generation has nothing to go back to: it is served, and a person is called.
-    if outcome.decision == "revert" and world.live is None:
-        return Page(what=f"the first generation {candidate.id} is unhealthy", why=outcome.reason)
-    if outcome.decision == "revert":
-        return Revert(candidate=candidate.id, reason=outcome.reason, page=outcome.page)
-    if outcome.page:
-        return Page(what=f"candidate {candidate.id} and the incumbent are unhealthy", why=outcome.reason)
-    blocked.append(
-        Blocked(
-            what=f"candidate {candidate.id} is on probation", why=outcome.reason, remedy="wait for traffic"
-        )
-    )
-    return None
 
 
 def _search(world: World, policy: Policy, now: float, blocked: list[Blocked]) -> list[Act]:

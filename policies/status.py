@@ -2,6 +2,8 @@
 
 from pydantic import Field
 
+from policies.probation import Step
+from policies.shadow import ShadowVerdict
 from policies.terms import Digest, Genome, Level, Name, Signal, Term, Time, Trigger, Verdict
 
 
@@ -39,6 +41,8 @@ class CandidateView(Term):
     approvals: tuple[str, ...] = Field(description="Principals who approved so far.")
     quorum: int
     verdicts: tuple[Verdict, ...]
+    shadow: ShadowVerdict | None = Field(default=None, description="What it came to beside the traffic.")
+    step: Step | None = Field(default=None, description="Of its probation.")
 
 
 class Blocked(Term):

@@ -5,7 +5,7 @@ Two kinds of segment lie in the spool, each a header line and then fixed-size re
 * ``telemetry-<12 digits>.seg``: one record a row of every request, good or bad.
 * ``samples-<12 digits>.seg``: the raw input of a sampled row.
 
-The header is one line of JSON, ended by a newline: ``{"magic": "instar-spool", "format": 1, "kind": ...,
+The header is one line of JSON, ended by a newline: ``{"magic": "instar-spool", "format": 2, "kind": ...,
 "model": ..., "fields": [[name, dtype, shape], ...]}``. Readers build the dtype from the header, and ignore
 a torn last record. Segments are numbered upwards; the writer deletes the oldest when the spool is full, and
 a reader that finds a gap counts what it lost.
@@ -16,11 +16,11 @@ Ids are hashed, so that no client text lies in a file: ``row_key`` joins a row w
 import hashlib
 
 MAGIC = "instar-spool"
-FORMAT = 1
+FORMAT = 2
 
 Field = tuple[str, str, tuple[int, ...]]
 
-OUTCOMES = ("ok", "client_error", "error", "timeout", "shed")
+OUTCOMES = ("ok", "client_error", "error", "timeout", "shed", "not_finite")
 
 
 def row_key(request_id: str, row: int, rows: int) -> bytes:
@@ -41,9 +41,10 @@ def group_key(group: str) -> bytes:
 def telemetry_fields(classes: int, embedding: int) -> list[Field]:
     """Return the record layout of a telemetry segment.
 
-    ``outcome`` indexes ``OUTCOMES``. ``summary`` is mean, standard deviation, minimum and maximum of the
-    input row, and the mean absolute difference of neighbours along its last axis. A row that never reached
-    the model has zeros in ``logits``, ``embedding`` and ``summary`` (see ``outcome``).
+    ``outcome`` indexes ``OUTCOMES``. ``exit`` is 1 when the row left early: its ``logits`` are those of the
+    exit, and there is no ``embedding``, only zeros that say nothing. ``summary`` is mean, standard deviation,
+    minimum and maximum of the input row, and the mean absolute difference of neighbours along its last axis.
+    A row that never reached the model has zeros in ``logits``, ``embedding`` and ``summary`` (``outcome``).
     """
     return [
         ("at", "<f8", ()),
@@ -51,6 +52,7 @@ def telemetry_fields(classes: int, embedding: int) -> list[Field]:
         ("group_key", "V8", ()),
         ("generation", "<u4", ()),
         ("outcome", "u1", ()),
+        ("exit", "u1", ()),
         ("batch", "<u2", ()),
         ("latency_ms", "<f4", ()),
         ("logits", "<f4", (classes,)),

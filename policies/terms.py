@@ -225,6 +225,9 @@ class Brief(Term):
     served_p50_ms: float | None = Field(
         default=None, gt=0.0, description="The parent's median on its device, by telemetry."
     )
+    exit_confidence: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="At which rows may leave early; None: no exit is sought."
+    )
     schedule: Schedule = Schedule.SANDWICH
     pseudo_labels: bool = Field(
         default=False, description="Whether a search without labels may trust the parent's own answers."
@@ -366,6 +369,9 @@ class Deployment(Term):
     newcomer: Slot | None
     newcomer_share: Share
     previous: Slot | None = Field(description="Kept warm for an instant way back.")
+    exit_confidence: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="At which a row leaves early; None: nobody does."
+    )
 
 
 class Arm(Term):
@@ -374,6 +380,7 @@ class Arm(Term):
     generation: int = Field(gt=0)
     requests: int = Field(ge=0)
     errors: int = Field(ge=0, description="Server errors, time-outs and answers that are not finite.")
+    not_finite: int = Field(ge=0, description="Of the errors, answers that are not finite.")
     p50_ms: float | None
     p99_ms: float | None
     labels: int = Field(ge=0)

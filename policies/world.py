@@ -8,6 +8,8 @@ from enum import StrEnum
 from pydantic import Field
 
 from policies.lifecycle import Stage
+from policies.probation import Step
+from policies.shadow import ShadowVerdict
 from policies.status import Freeze, Swap
 from policies.terms import (
     Approval,
@@ -34,7 +36,7 @@ class JobState(StrEnum):
 
 
 class Job(Term):
-    """A search or a panel at work."""
+    """A search, a panel or a shadow at work."""
 
     id: Name
     kind: str
@@ -72,6 +74,8 @@ class Candidate(Term):
     approvals: tuple[Approval, ...] = ()
     incumbent_distance: int = 0
     baseline_distance: int = 0
+    shadow: ShadowVerdict | None = None
+    step: Step | None = Field(default=None, description="Of its probation, as recorded last.")
     reason: str = ""
 
 
@@ -104,10 +108,11 @@ class World(Term):
     trigger: Trigger | None = Field(description="Open: recorded, its search not yet ended.")
     search: Job | None
     judge: Job | None
+    shadow: Job | None
     signals: tuple[Signal, ...]
     rows: RowCounts
     swaps: tuple[Swap, ...]
     spent: tuple[Spent, ...]
-    newcomer: Arm | None = None
-    incumbent: Arm | None = None
-    probation_since: Time | None = None
+    splits: bool = Field(description="Whether what serves can share the traffic between two generations.")
+    newcomer: Arm | None = Field(default=None, description="Since the present step of probation began.")
+    incumbent: Arm | None = Field(default=None, description="In the same window.")

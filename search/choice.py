@@ -15,10 +15,11 @@ from scipy.stats import kendalltau
 from policies.terms import Brief, Evidence, Point
 from search.costs import Costs
 from search.exam import Marks, winners_curse
+from search.exits import Leaving
 from search.explore import Look, beliefs
+from search.export import Subnet
 from search.pareto import ranks
 from search.space import Space, to_genome
-from search.supernet import Supernet
 
 OLD_ALLOWANCE = 0.02
 _FEWEST_RANKED = 8
@@ -29,7 +30,7 @@ _Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Finalist:
-    """A genome with its exported file, and the net that it was exported from."""
+    """A genome with its exported file, the subnet it was exported from, and its way out, if it has one."""
 
     look: Look
     marks: Marks
@@ -37,7 +38,13 @@ class Finalist:
     measured_ms: float
     distance: int
     tuned: bool
-    net: Supernet
+    subnet: Subnet
+    leaving: Leaving | None = None
+
+    @property
+    def more_params(self) -> int:
+        """Return the numbers that it ships beside its network's own."""
+        return 0 if self.leaving is None else sum(part.size for part in self.leaving.way.pair)
 
 
 def score(latency_ms: float, marks: Marks, old_before: float | None, scale_ms: float) -> float:
@@ -80,7 +87,7 @@ def evidence_of(
     found = [
         Evidence(name="latency_ms", value=winner.measured_ms, unit="ms", n=1, limit=limits.max_p99_ms),
         Evidence(name="latency_predicted_ms", value=winner.look.latency_ms, unit="ms", n=1),
-        _count("params", costs.params(genes)[0], "parameters", limits.max_params),
+        _count("params", costs.params(genes)[0] + winner.more_params, "parameters", limits.max_params),
         _count("macs", costs.macs(genes)[0], "multiply-accumulates", None),
         _count("size_bytes", len(winner.bundle), "bytes", limits.max_size_bytes),
         _count("memory_bytes", costs.memory_bytes(genes)[0], "bytes", None),
@@ -92,6 +99,8 @@ def evidence_of(
         found.append(_count("tuned", winner.tuned, "yes or no", None))
     if len(marks.old):
         found.append(accuracy_evidence("accuracy_old", marks.old))
+    if winner.leaving is not None:
+        found += winner.leaving.evidence()
     if len(finalists) > 1 and n:
         right = np.stack([finalist.marks.new for finalist in finalists])
         rng = np.random.default_rng([brief.seed, 13])
@@ -174,9 +183,10 @@ def story(winner: Finalist, costs: Costs) -> str:
     genes = "".join(str(gene) for gene in winner.look.genes)
     marks = winner.marks
     accuracy = f"accuracy {marks.accuracy:.4f} on {len(marks.new)} rows" if len(marks.new) else "no labels"
+    leaves = "" if winner.leaving is None else f", {winner.leaving.share:.0%} of rows leave early"
     return (
         f"winner {genes}  {accuracy}, {winner.measured_ms:.3f} ms, "
-        f"{costs.params(winner.look.genes[None])[0]:.0f} parameters, {len(winner.bundle)} bytes"
+        f"{costs.params(winner.look.genes[None])[0]:.0f} parameters, {len(winner.bundle)} bytes{leaves}"
     )
 
 

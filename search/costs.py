@@ -99,6 +99,31 @@ class Costs:
         )
         return np.asarray(np.where(int8, features @ np.array(self.profile.int8_line), full))
 
+    def cut_ms(self, genes: Genes) -> tuple[Values, Values]:
+        """Return the median milliseconds of one row up to each block's end, and from there on.
+
+        Each half is a run of its own and pays what a network pays once.
+
+        Args:
+            genes: (genes,) of one network.
+
+        Returns:
+            Both (blocks,), in the order in which blocks run.
+        """
+        tables, profile = self._tables, self.profile
+        parts = self._space.parts(genes[None])[0]
+        parts = parts[parts < len(self._space.blocks())]
+        priced = (tables.us / 1000, tables.layers, tables.macs / 1e6, tables.squeezes)
+        until = np.column_stack([table[parts] for table in priced]).cumsum(axis=0)
+        after = until[-1] - until
+        until[:, 0] += self._entries_us[self._space.ways_in(genes[None])[0]] / 1000
+        after[:, 2] += self._last_macs / 1e6
+        offset, slope = profile.line
+        line = np.array([slope, 0.0, 0.0, 0.0, offset])
+        if profile.int8_line is not None and self._space.quantised(genes[None])[0]:
+            line = np.array(profile.int8_line)
+        return np.asarray(until @ line[:4] + line[4]), np.asarray(after @ line[:4] + line[4])
+
     def params(self, genes: Genes) -> Values:
         """Return the numbers that ship; (n,)."""
         return self._summed(self._tables.params, genes) + self._last_params

@@ -40,6 +40,7 @@ _SAME = (
     "precisions",
     "schedule",
     "pseudo_labels",
+    "exit_confidence",
 )
 """What order and brief call the same."""
 

@@ -83,6 +83,26 @@ def outputs(
     return logits, embedding
 
 
+def pooled_outputs(
+    net: Supernet, blueprint: Blueprint, statistics: Statistics, x: NDArray[np.generic] | Tensor
+) -> list[NDArray[np.float32]]:
+    """Return what each block of a calibrated subnet ends in, averaged over all positions; each (n, channels).
+
+    Args:
+        net: Of the subnet.
+        blueprint: Of the subnet.
+        statistics: Of the subnet.
+        x: Rows as they are served, or as ``net.prepare`` gives them.
+    """
+    rows = x if isinstance(x, Tensor) else net.prepare(x)
+    with torch.no_grad():
+        parts = [
+            net.pooled(blueprint, rows[first : first + _BATCH], statistics)
+            for first in range(0, len(rows), _BATCH)
+        ]
+    return [torch.cat(blocks).numpy() for blocks in zip(*parts, strict=True)]
+
+
 def clearly_better(one: Marks, other: Marks) -> bool:
     """Tell whether one got more new rows right than chance explains (a one-sided sign test at 5 %).
 

@@ -5,18 +5,19 @@
 * The best two are tuned alone, in copies: the supernet stays as it is. A tuned one takes the place of the
   untuned unless it is clearly worse: were both to stand, luck would have one more to choose from.
 * Who is left is exported and timed. Only one whose file and timing meet the limits can win.
+* The winner gets a way out in the middle, where the brief asks for one and it pays (``search.exits``).
 
 Source: Jamieson and Talwalkar, Non-stochastic best arm identification (2016), for halving.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from policies.errors import PermanentError
-from search import choice, plan
+from search import choice, exits, plan
 from search.batches import Batches
 from search.bounds import MEDIAN_OF_P99
 from search.choice import Finalist
@@ -26,6 +27,7 @@ from search.exam import Marks, clearly_better
 from search.examiner import Examiner
 from search.explore import Look, beliefs
 from search.export import GOLDEN_ROWS, Subnet, bundle_of
+from search.graph import Way
 from search.pace import BATCH
 from search.runtime import round_robin_ms, session
 from search.space import Genes, to_genome
@@ -113,6 +115,17 @@ class Final:
         scale = max(one.look.latency_ms for one in finalists)
         return max(fit, key=lambda one: self._score(one.look, one.marks, scale))
 
+    def with_exit(self, winner: Finalist) -> Finalist:
+        """Return a winner with a way out in the middle, or as it is where none pays."""
+        genes = winner.look.genes
+        found = exits.sought(self._desk, winner.subnet, genes, self._examiner.sheet)
+        if found is None:
+            return winner
+        raw = self._bundle(winner.subnet, genes, found.way)
+        if len(raw) > self._desk.brief.limits.max_size_bytes:
+            return winner
+        return replace(winner, bundle=raw, leaving=found)
+
     def _score(self, look: Look, marks: Marks, scale_ms: float) -> float:
         return choice.score(look.latency_ms, marks, self._desk.record.old_before, scale_ms)
 
@@ -166,13 +179,8 @@ class Final:
 
     def _measured(self, entrants: list[_Entrant]) -> list[Finalist]:
         """Export and time all of them in turn, so that a busy moment hits each."""
-        desk, sheet = self._desk, self._examiner.sheet
-        rows = desk.data.search_new
-        clean = rows.some(GOLDEN_ROWS, np.random.default_rng([desk.brief.seed, 5])).x
-        bundles = [
-            bundle_of(one.subnet, desk.brief, to_genome(desk.space, one.look.genes), clean, sheet.raw)
-            for one in entrants
-        ]
+        desk, rows = self._desk, self._desk.data.search_new
+        bundles = [self._bundle(one.subnet, one.look.genes) for one in entrants]
         feed = {desk.brief.task.input.name: rows.x[:1]}
         sessions = [session(raw) for raw in bundles]
         times = round_robin_ms(sessions, [feed] * len(sessions), _ROUNDS, _ROUND_RUNS, desk.tools.clock)
@@ -186,10 +194,15 @@ class Final:
                 # As the law counts it: in all genes, also the inactive ones, which are the parent's.
                 distance=0 if parent is None else int((one.look.genes != parent).sum()),
                 tuned=one.tuned,
-                net=one.subnet.net,
+                subnet=one.subnet,
             )
             for one, raw, ms in zip(entrants, bundles, times, strict=True)
         ]
+
+    def _bundle(self, subnet: Subnet, genes: Genes, way: Way | None = None) -> bytes:
+        brief, raw = self._desk.brief, self._examiner.sheet.raw
+        clean = self._desk.data.search_new.some(GOLDEN_ROWS, np.random.default_rng([brief.seed, 5])).x
+        return bundle_of(subnet, brief, to_genome(self._desk.space, genes), clean, raw, way)
 
     def _fits(self, finalist: Finalist) -> bool:
         desk, limits, genes = self._desk, self._desk.brief.limits, finalist.look.genes[None]

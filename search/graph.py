@@ -8,9 +8,9 @@ Writing nodes costs a few milliseconds; tracing through an exporter costs hundre
 ``benchmarks/search``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from policies.bundle import OPSET
+from policies.terms import Datatype, Precision, TensorSpec
 from search.blueprint import Block, Blueprint, Conv, Entry, Layout, Squeeze
 from search.rows import FAR, shrink
 
@@ -25,6 +26,10 @@ IR_VERSION = 10
 
 LAST = "logits"
 """Name of the node of the last layer."""
+
+EXIT: Final = "exit_logits"
+OUT = "instar.exit"
+"""What the names of all nodes begin with that lead out in the middle."""
 
 Array = NDArray[np.float32]
 Pair = tuple[Array, Array]
@@ -45,6 +50,19 @@ class Weights:
     squeezes: tuple[tuple[Pair, Pair], ...]
     classifier: Pair
     standard: Pair
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way out in the middle of a network: average pool, then one linear layer.
+
+    Args:
+        after: Blocks that have run when a row may leave.
+        pair: (weight, bias) of its layer.
+    """
+
+    after: int
+    pair: Pair
 
 
 class _Graph:
@@ -112,6 +130,15 @@ class _Graph:
         if block.squeeze is not None:
             y = self.weigh(next(squeezes), y, f"{name}.squeeze")
         return self.node("Add", [x, y], f"{name}.add") if block.residual else y
+
+    def leave(self, trunk: str, way: Way, output: str) -> None:
+        """Write a way out of a picture in the middle of a network."""
+        name = f"{OUT}{way.after}"
+        x = self.node("GlobalAveragePool", [trunk], f"{name}.pooled")
+        x = self.node("Flatten", [x], f"{name}.flat", axis=1)
+        self.gemm(way.pair, x, name, f"{name}.layer")
+        # The node is named by its place, so that it is known as a way out; its result by what it is.
+        self.nodes[-1].output[0] = output
 
     def enter(self, entry: Entry, standard: Pair, x: str) -> str:
         """Write what happens to a row first."""
@@ -189,15 +216,39 @@ def row_shape(entry: Entry) -> tuple[int, ...]:
             return (entry.channels,)
 
 
-def network_model(blueprint: Blueprint, weights: Weights, input_name: str) -> onnx.ModelProto:
-    """Return the whole network in full precision, from a raw row to logits and embedding, without
-    metadata."""
+def exit_names(ways: Sequence[Way]) -> list[str]:
+    """Return what the outputs of ways out are called: one is the exit, several are told apart."""
+    return [EXIT] if len(ways) == 1 else [f"{OUT}{way.after}.logits" for way in ways]
+
+
+def trunk_of(blueprint: Blueprint, after: int) -> TensorSpec:
+    """Return the tensor that the first ``after`` blocks end in, as it is handed on."""
+    block = blueprint.blocks[after - 1]
+    last, index = block.convs[-1], len(block.convs) - 1
+    end = "add" if block.residual else "squeeze.weighed" if block.squeeze else f"{index}.conv"
+    if end == f"{index}.conv" and last.relu:
+        end = f"{index}.relu"
+    name, shape = f"instar.block{after - 1}.{end}", (-1, last.outputs, last.height, last.width)
+    if blueprint.precision is Precision.INT8:
+        # Cut between quantising and dequantising, both halves keep their fast kernels.
+        return TensorSpec(name=f"{name}_QuantizeLinear_Output", datatype=Datatype.UINT8, shape=shape)
+    return TensorSpec(name=name, datatype=Datatype.FP32, shape=shape)
+
+
+def network_model(
+    blueprint: Blueprint, weights: Weights, input_name: str, ways: Sequence[Way] = ()
+) -> onnx.ModelProto:
+    """Return the whole network in full precision, from a raw row to logits and embedding, without metadata.
+
+    With ways out it has outputs ``exit_names`` beside these: one to be served, or several to be weighed.
+    """
     graph = _Graph()
     entry = blueprint.entry
     x = graph.enter(entry, weights.standard, input_name)
     convs, squeezes = iter(weights.convs), iter(weights.squeezes)
+    ends = []
     for index, block in enumerate(blueprint.blocks):
-        x = graph.block(block, convs, squeezes, x, f"instar.block{index}")
+        ends.append(x := graph.block(block, convs, squeezes, x, f"instar.block{index}"))
     if blueprint.convs[-1].dense:
         # The last product is the embedding already; a node that only renames is one node too many.
         graph.nodes[-1].output[0] = x = "embedding"
@@ -207,9 +258,15 @@ def network_model(blueprint: Blueprint, weights: Weights, input_name: str) -> on
     graph.gemm(weights.classifier, x, "instar.classifier", LAST)
     kind = TensorProto.UINT8 if entry.layout.pixels else TensorProto.FLOAT
     rows = helper.make_tensor_value_info(input_name, kind, ["batch", *row_shape(entry)])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", blueprint.classes])
-    embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", blueprint.embedding])
-    return graph.model([rows], [logits, embedding])
+    widths = {LAST: blueprint.classes, "embedding": blueprint.embedding}
+    for way, output in zip(ways, exit_names(ways), strict=True):
+        graph.leave(ends[way.after - 1], way, output)
+        widths[output] = blueprint.classes
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+        for name, width in widths.items()
+    ]
+    return graph.model([rows], outputs)
 
 
 def block_model(block: Block, rng: np.random.Generator) -> onnx.ModelProto:

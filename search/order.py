@@ -66,6 +66,9 @@ class Order(Term):
     library: tuple[str, ...] = Field(default=(), description="Folders of still earlier ones, latest first.")
     schedule: Schedule = Schedule.SANDWICH
     pseudo_labels: bool = False
+    exit_confidence: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="None: no exit is sought."
+    )
     data: Data | None = Field(default=None, description="None: the task's sources.")
     limits: Ceilings
 

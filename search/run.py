@@ -228,7 +228,7 @@ class Run:
     def _finish(self, desk: Desk, looks: list[Look], architectures: int, *, tune: bool) -> SearchResult:
         final = Final(desk, adapting.memory_of(desk) if tune and desk.admission.parent is not None else None)
         finalists = final.hold(looks, tune=tune)
-        winner = final.winner(finalists)
+        winner = final.with_exit(final.winner(finalists))
         desk.record.evidence += choice.evidence_of(winner, finalists, looks, desk.costs, desk.brief)
         points = choice.points(desk.space, desk.costs, looks, finalists, winner, desk.brief.seed)
         if not tune and desk.admission.parent is not None:
@@ -245,7 +245,7 @@ class Run:
         # One metadata key alone: the order of several is not fixed, and equal weights shall be equal bytes.
         about = {"instar": canonical({"format": 1, "space": space.name}).decode()}
         # Tuned or not, what is served and what a later search starts from are the same weights.
-        state = save(winner.net.state(), metadata=about)
+        state = save(winner.subnet.net.state(), metadata=about)
         files = {"bundle.onnx": winner.bundle, "state.safetensors": state, "archive.json": canonical(archive)}
         artefacts = {}
         for name, raw in files.items():

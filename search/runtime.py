@@ -59,10 +59,13 @@ def round_robin_ms(
 
 def run_bundle(raw: bytes, x: NDArray[np.generic]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return logits (n, classes) and embedding (n, d) of rows."""
+    logits, embedding = run_outputs(raw, x, ["logits", "embedding"])
+    return logits, embedding
+
+
+def run_outputs(raw: bytes, x: NDArray[np.generic], names: Sequence[str]) -> list[NDArray[np.float32]]:
+    """Return some outputs of rows, each (n, ...)."""
     one = session(raw)
     name = one.get_inputs()[0].name
-    parts = [
-        one.run(["logits", "embedding"], {name: x[first : first + _BATCH]})
-        for first in range(0, len(x), _BATCH)
-    ]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    parts = [one.run(names, {name: x[first : first + _BATCH]}) for first in range(0, len(x), _BATCH)]
+    return [np.concatenate(output) for output in zip(*parts, strict=True)]

@@ -144,6 +144,14 @@ class Supernet:
 
         return self._run(blueprint, x, conv)
 
+    def pooled(self, blueprint: Blueprint, x: Tensor, statistics: Statistics) -> list[Tensor]:
+        """Return what each block ends in, averaged over all positions, each (n, channels); as ``forward``."""
+        x, found = self._enter(blueprint, x), []
+        for block in blueprint.blocks:
+            x = self._block(block, x, lambda one, y: self._normalise(one, self._convolve(one, y), statistics))
+            found.append(x if x.dim() == 2 else x.mean((2, 3)))
+        return found
+
     def calibrate(self, blueprint: Blueprint, x: Tensor) -> Statistics:
         """Return a subnet's statistics over one large batch; ``x`` as in ``forward``."""
         mean: dict[str, Tensor] = {}
@@ -182,13 +190,15 @@ class Supernet:
     def _run(
         self, blueprint: Blueprint, x: Tensor, conv: Callable[[Conv, Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        x = resized(x, blueprint.entry)
-        if blueprint.blocks[0].convs[0].dense:
-            x = x.flatten(1)
+        x = self._enter(blueprint, x)
         for block in blueprint.blocks:
             x = self._block(block, x, conv)
         embedding = x if x.dim() == 2 else x.mean((2, 3))
         return F.linear(embedding, *self.classifier(blueprint.classifier)), embedding
+
+    def _enter(self, blueprint: Blueprint, x: Tensor) -> Tensor:
+        x = resized(x, blueprint.entry)
+        return x.flatten(1) if blueprint.blocks[0].convs[0].dense else x
 
     def _block(self, block: Block, x: Tensor, conv: Callable[[Conv, Tensor], Tensor]) -> Tensor:
         y = x

@@ -2,9 +2,9 @@
 
     python benchmarks/search/neighbour.py [--rounds 4] [--seconds 7]
 
-A server with the bundle of ``benchmarks/serving/swap.py``, pinned to the first processor as the demo does it,
-answers the example's camera at 100 requests/s: an open loop in a process of its own, latency counted from the
-moment when a request was due, so with the camera's own lateness; ``wire`` counts from when it was sent.
+A server with the bundle of ``benchmarks/serving/digits.py``, pinned to the first processor as the demo does
+it, answers the example's camera at 100 requests/s: an open loop in a process of its own, latency counted from
+the moment when a request was due, so with the camera's own lateness; ``wire`` counts from when it was sent.
 Founding searches of the example's digits, one a processor, each started by ``workers.start`` with one thread
 as an adaptation has it, are stopped (SIGSTOP) while they shall not be there:
 
@@ -51,10 +51,10 @@ OTHERS_CORES = 0.15
 ALLOWANCE = Allowance(cpu_s=3600.0, memory_bytes=3_000_000_000, wall_s=3600.0, threads=1)
 
 
-def swap() -> ModuleType:
-    """Return the serving benchmark, which knows how to make a bundle and start a server."""
-    path = ROOT / "benchmarks" / "serving" / "swap.py"
-    spec = importlib.util.spec_from_file_location("swap", path)
+def digits() -> ModuleType:
+    """Return the serving benchmarks' module that knows how to make a bundle and start a server."""
+    path = ROOT / "benchmarks" / "serving" / "digits.py"
+    spec = importlib.util.spec_from_file_location("digits", path)
     if spec is None or spec.loader is None:
         raise SystemExit(f"expected a module at {path}")
     module = importlib.util.module_from_spec(spec)
@@ -115,7 +115,7 @@ def searching(folder: Path) -> Iterator[Worker]:
 @contextlib.contextmanager
 def serving(state: Path) -> Iterator[tuple[str, int]]:
     """Start a server with a bundle; yield its address and its pid."""
-    known = swap()
+    known = digits()
     state.mkdir()
     digest = known.make_bundle(state, 0)
     server, host, port = known.start(state)
@@ -130,7 +130,7 @@ def serving(state: Path) -> Iterator[tuple[str, int]]:
 @contextlib.contextmanager
 def filming(url: str, log: Path) -> Iterator[int]:
     """Let the example's camera send at the demo's rate, and no labels; yield its pid."""
-    command = [sys.executable, str(EXAMPLE / "camera.py"), "--url", url, "--model", swap().MODEL]
+    command = [sys.executable, str(EXAMPLE / "camera.py"), "--url", url, "--model", digits().MODEL]
     command += ["--rate", str(RATE), "--log", str(log), "--label-delay-s", "1e6", "1e6"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as camera:
         try:

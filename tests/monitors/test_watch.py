@@ -143,12 +143,15 @@ def test_the_tally_knows_whose_fault_it_was(stream):
     broken["logits"][:4, 0] = np.nan
     tally.observe(broken)
     arm = tally.arm(3)
-    assert (arm.requests, arm.errors) == (40, 24)
+    assert (arm.requests, arm.errors, arm.not_finite) == (40, 24, 4)
+    tally.observe(stream.rows(3, outcome="not_finite"))
+    arm = tally.arm(3)
+    assert (arm.requests, arm.errors, arm.not_finite) == (43, 27, 7)
 
 
 def test_a_generation_without_rows_did_nothing():
     assert Tally(0.0).arm(5) == Arm(
-        generation=5, requests=0, errors=0, p50_ms=None, p99_ms=None, labels=0, correct=0
+        generation=5, requests=0, errors=0, not_finite=0, p50_ms=None, p99_ms=None, labels=0, correct=0
     )
 
 
@@ -166,6 +169,7 @@ def test_a_restored_tally_goes_on_where_it_stood(stream):
     tally.observe(block)
     tally.observe(late)
     tally.observe(stream.rows(5, outcome="error"))
+    tally.observe(stream.rows(2, outcome="not_finite"))
     tally.label(block["row_key"][:30], stream.labels(block)[:30])
     again = Tally.restore({name: np.array(array) for name, array in tally.snapshot().items()})
     rest, others = stream.labels(block)[30:], stream.labels(late)
@@ -175,4 +179,4 @@ def test_a_restored_tally_goes_on_where_it_stood(stream):
     for generation in (1, 2, 3):
         assert again.arm(generation) == tally.arm(generation)
     assert again.arm(2).labels == 20
-    assert sum(again.arm(g).errors for g in (1, 2, 3)) == 5
+    assert sum(again.arm(g).errors for g in (1, 2, 3)) == 7

@@ -1,10 +1,10 @@
-"""Rules, clearance, probation, limits and approvals: each answer, each side of each threshold."""
+"""Rules, clearance, limits and approvals: each answer, each side of each threshold."""
 
 from collections.abc import Callable
 
 import pytest
 
-from policies import limits, probation, rules
+from policies import limits, rules
 from policies.approvals import tally
 from policies.clauses import Policy
 from policies.clearance import clear
@@ -12,7 +12,6 @@ from policies.status import Swap
 from policies.support import required_rows
 from policies.terms import (
     Approval,
-    Arm,
     Finding,
     Genome,
     Level,
@@ -38,6 +37,8 @@ def world(**changes: object) -> World:
         trigger=None,
         search=None,
         judge=None,
+        shadow=None,
+        splits=True,
         signals=(),
         rows=RowCounts(train=0, search=0, gate=0),
         swaps=(),
@@ -137,50 +138,6 @@ class TestClearance:
         assert clear(given, panel, founding=True).outcome == "cleared"
         extra = Verdict(guard="slices", clause="MP-5.9", finding=Finding.FAIL, reason="n=3")
         assert clear((*given, extra), panel, founding=True).outcome == "rejected"
-
-
-def arm(generation: int = 2, **changes: object) -> Arm:
-    base = Arm(generation=generation, requests=800, errors=0, p50_ms=1.0, p99_ms=3.0, labels=400, correct=370)
-    return base.model_copy(update=changes)
-
-
-class TestProbation:
-    def judge(self, policy: Policy, newcomer: Arm, incumbent: Arm | None, elapsed: float = 30.0) -> str:
-        return probation.judge(newcomer, incumbent, policy.modification_protocol.probation, elapsed).decision
-
-    def test_a_better_newcomer_is_confirmed(self, policy: Policy) -> None:
-        assert self.judge(policy, arm(), arm(1, correct=300)) == "confirm"
-
-    def test_a_worse_newcomer_is_reverted(self, policy: Policy) -> None:
-        assert self.judge(policy, arm(correct=300), arm(1)) == "revert"
-
-    def test_too_few_requests_or_labels_hold(self, policy: Policy) -> None:
-        assert self.judge(policy, arm(requests=599), arm(1, correct=300)) == "hold"
-        assert self.judge(policy, arm(labels=299, correct=290), arm(1, correct=300)) == "hold"
-
-    def test_errors_revert_at_once(self, policy: Policy) -> None:
-        assert self.judge(policy, arm(requests=3, errors=1, labels=0, correct=0), arm(1)) == "revert"
-
-    def test_slow_answers_revert(self, policy: Policy) -> None:
-        ceiling = policy.modification_protocol.probation.max_p99_ms
-        assert self.judge(policy, arm(p99_ms=ceiling + 0.1), arm(1)) == "revert"
-
-    def test_when_both_are_unhealthy_a_person_is_called(self, policy: Policy) -> None:
-        clause = policy.modification_protocol.probation
-        sick = arm(1, errors=50)
-        outcome = probation.judge(arm(errors=50), sick, clause, 30.0)
-        assert (outcome.decision, outcome.page) == ("hold", True)
-
-    def test_undecided_for_too_long_is_a_revert_and_a_page(self, policy: Policy) -> None:
-        clause = policy.modification_protocol.probation
-        outcome = probation.judge(arm(requests=10, labels=0, correct=0), arm(1), clause, clause.max_s + 1)
-        assert (outcome.decision, outcome.page) == ("revert", True)
-
-    def test_the_first_generation_needs_requests_alone(self, policy: Policy) -> None:
-        assert self.judge(policy, arm(1, labels=0, correct=0), None) == "confirm"
-
-    def test_equal_accuracy_on_few_labels_is_not_yet_shown(self, policy: Policy) -> None:
-        assert self.judge(policy, arm(labels=300, correct=250), arm(1, labels=300, correct=250)) == "hold"
 
 
 class TestLimits:

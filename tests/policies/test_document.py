@@ -24,7 +24,7 @@ BAD = {
     "an unknown key": (
         "share = 0.3\n",
         "share = 0.3\nshaer = 0.5\n",
-        r"probation\.shaer \(MP-7\): unknown key",
+        r"probation\.steps\.1\.shaer \(MP-7\): unknown key",
         "shaer = 0.5",
     ),
     "a value out of bounds": (
@@ -74,6 +74,18 @@ BAD = {
         '{ monitor = "errors", level = "quiet" }',
         r"trigger\.rules\.0\.all_of\.1\.level \(MP-3\.1\)",
         "all_of = [",
+    ),
+    "steps whose shares do not grow": (
+        "share = 0.5\nmin_requests",
+        "share = 0.3\nmin_requests",
+        r"probation \(MP-7\): .*shares that grow from step to step, got \[0\.1, 0\.3, 0\.3\]",
+        "[modification_protocol.probation]",
+    ),
+    "a step that gives all": (
+        "share = 0.5\nmin_requests",
+        "share = 1.0\nmin_requests",
+        r"probation\.steps\.2\.share \(MP-7\): .*less than 1",
+        "share = 1.0",
     ),
     "not TOML": ("format = 1", "format = = 1", r"expected TOML, got .*line 8", None),
     "an infinite threshold": ("hold_s = 2.0", "hold_s = inf", r"hold_s \(MP-3\.1\)", "hold_s = inf"),
