@@ -5,18 +5,17 @@ Called by ``front.py``. The version it names is the generation that really answe
 Source: Open Inference Protocol v2, REST and binary tensor data.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from daemon.serving.ask import Ask
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True, gc=False):
     """What one slot said to one ask: ``logits`` (rows, classes) and ``embedding`` (rows, d), float32."""
 
     model: str
@@ -24,15 +23,18 @@ class Answer:
     logits: NDArray[np.float32]
     embedding: NDArray[np.float32]
 
+    def array(self, name: str) -> NDArray[np.float32]:
+        """Return an output by its name."""
+        return self.logits if name == "logits" else self.embedding
+
 
 def encode(ask: Ask, answer: Answer) -> tuple[bytes, int | None]:
     """Return the body, and the length of its JSON part when binary tensors follow it."""
-    arrays = {"logits": answer.logits, "embedding": answer.embedding}
     outputs: list[dict[str, Any]] = []
     tails: list[bytes] = []
     for name, binary in ask.outputs.items():
-        array = arrays[name]
-        output: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
+        array = answer.array(name)
+        output: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": array.shape}
         if binary:
             tails.append(array.astype("<f4", copy=False).tobytes())
             output["parameters"] = {"binary_data_size": array.nbytes}

@@ -4,21 +4,24 @@
 * Exactly the model's one input, by name, datatype and shape; 1 to ``max_rows`` rows; numbers in the
   datatype's range, finite, and spelled as the datatype wants (no ``true`` for a number, no 1.5 for UINT8).
 * Outputs are ``logits`` and ``embedding``; none asked means both.
-* Top-level parameters: ``group`` names the near-duplicate group, ``binary_data_output`` the default form.
+* Top-level parameters: ``group`` names the near-duplicate group, ``binary_data_output`` the default form,
+  ``timeout`` how long the answer is of use (µs). Unknown ones change nothing, as the protocol has it.
 * Whatever breaks a rule is ``Malformed`` with what was expected and what came; nothing is repaired.
 
-Called by ``front.py`` with whole bodies. Source: Open Inference Protocol v2, REST and binary tensor data.
+Called by ``front.py`` with whole bodies; ``rpc.py`` makes asks of messages by the same checks.
+Source: Open Inference Protocol v2, REST and binary tensor data.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any
+from itertools import chain
+from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 from numpy.typing import NDArray
 
 from daemon.serving.refusals import Malformed
@@ -31,38 +34,34 @@ MOST_ID_CHARS = 256
 Parameters = dict[str, str | int | float | bool | None]
 
 
-class _Input(Struct):
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: Parameters = {}
-    data: msgspec.Raw | UnsetType = UNSET
+class Ask(Struct, frozen=True, gc=False):
+    """A checked request.
 
-
-class _Output(Struct):
-    name: str
-    parameters: Parameters = {}
-
-
-class _Message(Struct):
-    inputs: list[_Input]
-    id: str = ""
-    parameters: Parameters = {}
-    outputs: list[_Output] = []
-
-
-_DECODER = msgspec.json.Decoder(_Message)
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A checked request: ``x`` is ``(rows, ...)`` as the input says; ``outputs`` maps name to binary."""
+    ``x`` is ``(rows, ...)`` as the input says; ``outputs`` maps a name to whether it goes back as binary;
+    ``key`` is what routes it; ``timeout_s`` how long after its arrival an answer is of use.
+    """
 
     id: str
     group: str
     x: NDArray[Any]
     outputs: dict[str, bool]
-    version: str | None
+    version: str | None = None
+    key: str = ""
+    timeout_s: float = math.inf
+
+
+class Given(Struct, frozen=True):
+    """What a request says of its one input, before it is believed."""
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    parameters: Mapping[str, Any] = {}
+
+
+class _Output(Struct):
+    name: str
+    parameters: Parameters = {}
 
 
 def parse(
@@ -72,6 +71,7 @@ def parse(
     max_rows: int,
     new_id: Callable[[], str],
     version: str | None = None,
+    key: str = "",
 ) -> Ask:
     """Return the request in ``body``.
 
@@ -82,21 +82,179 @@ def parse(
         max_rows: Most rows of one request.
         new_id: Makes an id for a request without one.
         version: The version that the path pins.
+        key: The routing key; empty means the id.
 
     Raises:
         Malformed: The request breaks the protocol or the contract.
     """
     text, binary = _split(body, header_length)
-    message = _decode(text)
+    message = _decode(text, spec)
     if len(message.inputs) != 1:
         raise Malformed(f"expected 1 input {spec.name!r}, got {len(message.inputs)} inputs")
-    rows = _check_input(message.inputs[0], spec, max_rows)
-    x = _tensor(message.inputs[0], binary, spec, (rows, *spec.shape[1:]))
-    id_ = _bounded(message.id, "id") or new_id()
-    group = message.parameters.get("group", "")
+    given = message.inputs[0]
+    shape = check_input(Given(given.name, given.datatype, given.shape, given.parameters), spec, max_rows)
+    x = _tensor(given.data, given.parameters, binary, spec, shape)
+    parameters = message.parameters
+    id_ = bounded(message.id, "id") or new_id()
+    outputs = wanted_outputs([(each.name, each.parameters) for each in message.outputs], parameters)
+    return Ask(
+        id_,
+        group_of(parameters) or id_,
+        x,
+        outputs,
+        version,
+        bounded(key, "key") or id_,
+        timeout_of(parameters),
+    )
+
+
+# -- what every kind of request is checked by ---------------------------------------------------------------
+
+
+def check_input(given: Given, spec: TensorSpec, max_rows: int) -> tuple[int, ...]:
+    """Return the shape, rows first, once name, datatype and shape are the contract's.
+
+    Raises:
+        Malformed: They are not.
+    """
+    if given.name != spec.name:
+        raise Malformed(f"expected input {spec.name!r}, got {given.name[:80]!r}")
+    if given.datatype != spec.datatype.value:
+        raise Malformed(
+            f"expected datatype {spec.datatype.value} for {spec.name}, got {given.datatype[:40]!r}"
+        )
+    if "shared_memory_region" in given.parameters:
+        raise Malformed("expected data in the request, got a shared memory region; it is not offered here")
+    shape = tuple(given.shape)
+    if len(shape) != len(spec.shape) or shape[1:] != spec.shape[1:]:
+        raise Malformed(
+            f"expected shape {list(spec.shape)} for {spec.name} (-1: rows), got {list(shape[:16])}"
+        )
+    if not 1 <= shape[0] <= max_rows:
+        raise Malformed(f"expected 1 to {max_rows} rows, got {shape[0]}; split the request")
+    return shape
+
+
+def from_bytes(raw: bytes, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a tensor of little-endian bytes in C order.
+
+    Raises:
+        Malformed: They are not as many as the shape wants, or not finite.
+    """
+    dtype = NUMPY_TYPES[spec.datatype]
+    if len(raw) != math.prod(shape) * dtype.itemsize:
+        raise Malformed(
+            f"expected {math.prod(shape) * dtype.itemsize} binary bytes for {spec.name} {list(shape)} "
+            f"{spec.datatype.value}, got {len(raw)}"
+        )
+    return _checked(np.frombuffer(raw, dtype).reshape(shape), spec)
+
+
+def from_values(values: Sequence[Any], spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a tensor of numbers, flat or nested as the shape.
+
+    Raises:
+        Malformed: They are others, or out of the datatype's range.
+    """
+    flat = _flattened(values, spec, shape)
+    try:
+        # Three times as quick as numpy with a list of Python numbers, and it refuses what does not fit.
+        raw = _packer(spec.datatype, len(flat)).pack(*flat)
+    except (struct.error, OverflowError) as error:
+        raise Malformed(f"expected {spec.datatype.value} data of {spec.name}, got {error}") from error
+    return _checked(np.frombuffer(raw, NUMPY_TYPES[spec.datatype]).reshape(shape), spec)
+
+
+@lru_cache(maxsize=256)
+def _packer(datatype: Datatype, size: int) -> struct.Struct:
+    char = NUMPY_TYPES[datatype].char
+    # numpy names its 64-bit integers after C's long; with "<", a long has 4 bytes.
+    return struct.Struct(f"<{size}{ {'l': 'q', 'L': 'Q'}.get(char, char) }")
+
+
+def _flattened(values: Sequence[Any], spec: TensorSpec, shape: tuple[int, ...]) -> Sequence[Any]:
+    size = math.prod(shape)
+    if values and isinstance(values[0], list):
+        for i, dim in enumerate(shape):
+            if i:
+                if not all(len(value) == dim for value in values):
+                    raise Malformed(f"expected data of {spec.name} nested as {list(shape)}, got it ragged")
+                values = list(chain.from_iterable(values))
+            elif len(values) != dim:
+                raise Malformed(f"expected {dim} rows in data of {spec.name}, got {len(values)}")
+    if len(values) != size:
+        raise Malformed(f"expected {size} values as {list(shape)} in {spec.name}, got {len(values)}")
+    return values
+
+
+def _checked(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise Malformed(f"expected finite numbers in {spec.name}, got NaN or infinity")
+    if array.dtype.kind == "b" and array.size and array.view("u1").max() > 1:
+        raise Malformed(f"expected bytes 0 or 1 in {spec.name}, got others")
+    return array
+
+
+def wanted_outputs(
+    asked: list[tuple[str, Mapping[str, Any]]], parameters: Mapping[str, Any]
+) -> dict[str, bool]:
+    """Return the outputs that go back, each with whether as binary.
+
+    Raises:
+        Malformed: An output is unknown, named twice, or wanted in a way that is not offered.
+    """
+    default = _flag(parameters, "binary_data_output")
+    if not asked:
+        return dict.fromkeys(OUTPUTS, default)
+    wanted: dict[str, bool] = {}
+    for name, said in asked:
+        if name not in OUTPUTS or name in wanted:
+            raise Malformed(f"expected outputs among {OUTPUTS}, each once, got {name[:80]!r}")
+        if not said:
+            wanted[name] = default
+            continue
+        # A class count of 0 is how clients say that they want the plain tensor.
+        if said.get("classification") or "shared_memory_region" in said:
+            raise Malformed(f"expected plain output {name}, got an extension that is not offered here")
+        wanted[name] = _flag(said, "binary_data") if "binary_data" in said else default
+    return wanted
+
+
+def group_of(parameters: Mapping[str, Any]) -> str:
+    """Return the near-duplicate group that a request names, or an empty text."""
+    group = parameters.get("group", "")
     if not isinstance(group, str):
         raise Malformed(f"expected parameter group as a string, got {group!r}")
-    return Ask(id_, _bounded(group, "parameter group") or id_, x, _outputs(message), version)
+    return bounded(group, "parameter group")
+
+
+def timeout_of(parameters: Mapping[str, Any]) -> float:
+    """Return for how many seconds an answer is of use; the parameter is in microseconds, 0 means for ever."""
+    micros = parameters.get("timeout", 0)
+    if type(micros) is not int or micros < 0:
+        raise Malformed(f"expected parameter timeout as microseconds, 0 or more, got {micros!r}")
+    return micros / 1e6 if micros else math.inf
+
+
+def bounded(text: str, what: str) -> str:
+    """Return a client's short text as it is.
+
+    Raises:
+        Malformed: It is not short.
+    """
+    if len(text) > MOST_ID_CHARS:
+        raise Malformed(f"expected {what} of at most {MOST_ID_CHARS} characters, got {len(text)}")
+    return text
+
+
+def _flag(parameters: Mapping[str, Any], name: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise Malformed(f"expected parameter {name} as true or false, got {value!r}")
+    return value
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes | None]:
@@ -110,127 +268,68 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes | None]
     return body[:length], body[length:]
 
 
-def _decode(text: bytes) -> _Message:
+def _decode(text: bytes, spec: TensorSpec) -> Any:
+    """Read a message whose data is flat, or nested as the shape; typed, so that the numbers are read once."""
+    datatype, rank = spec.datatype, len(spec.shape)
     try:
-        return _DECODER.decode(text)
+        try:
+            return _decoder(datatype, 1).decode(text)
+        except msgspec.ValidationError:
+            if rank == 1 or b"[[" not in b"".join(text.split(None)):
+                raise
+            return _decoder(datatype, rank).decode(text)
     except RecursionError:
         raise Malformed("expected JSON of a few levels, got one nested too deep") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Malformed(f"expected an inference request as JSON, got {error}") from error
 
 
-def _bounded(text: str, what: str) -> str:
-    if len(text) > MOST_ID_CHARS:
-        raise Malformed(f"expected {what} of at most {MOST_ID_CHARS} characters, got {len(text)}")
-    return text
+@lru_cache(maxsize=64)
+def _decoder(datatype: Datatype, depth: int) -> msgspec.json.Decoder[Any]:
+    kind: Any = float
+    if datatype is Datatype.BOOL:
+        kind = bool
+    elif NUMPY_TYPES[datatype].kind in "iu":
+        kind = int
+    for _ in range(depth):
+        kind = list[kind]
+    given = msgspec.defstruct(
+        "Input",
+        [
+            ("name", str),
+            ("shape", list[int]),
+            ("datatype", str),
+            ("parameters", Parameters, {}),
+            ("data", kind | UnsetType, UNSET),
+        ],
+    )
+    message = msgspec.defstruct(
+        "Request",
+        [
+            ("inputs", list[given]),  # type: ignore[valid-type]  # made a line above
+            ("id", str, ""),
+            ("parameters", Parameters, {}),
+            ("outputs", list[_Output], []),
+        ],
+    )
+    return msgspec.json.Decoder(message)
 
 
-def _check_input(given: _Input, spec: TensorSpec, max_rows: int) -> int:
-    """Return the number of rows, once name, datatype and shape are the contract's."""
-    if given.name != spec.name:
-        raise Malformed(f"expected input {spec.name!r}, got {given.name[:80]!r}")
-    if given.datatype != spec.datatype.value:
-        raise Malformed(
-            f"expected datatype {spec.datatype.value} for {spec.name}, got {given.datatype[:40]!r}"
-        )
-    if "shared_memory_region" in given.parameters:
-        raise Malformed("expected data in the request, got a shared memory region; it is not offered here")
-    shape = given.shape
-    if len(shape) != len(spec.shape) or tuple(shape[1:]) != spec.shape[1:]:
-        raise Malformed(f"expected shape {list(spec.shape)} for {spec.name} (-1: rows), got {shape[:16]}")
-    if not 1 <= shape[0] <= max_rows:
-        raise Malformed(f"expected 1 to {max_rows} rows, got {shape[0]}; split the request")
-    return shape[0]
-
-
-def _tensor(given: _Input, binary: bytes | None, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:
-    size = given.parameters.get("binary_data_size")
+def _tensor(
+    data: Any, parameters: Mapping[str, Any], binary: bytes | None, spec: TensorSpec, shape: tuple[int, ...]
+) -> NDArray[Any]:
+    size = parameters.get("binary_data_size")
     if size is None:
-        if isinstance(given.data, UnsetType):
+        if data is UNSET:
             raise Malformed(f"expected data or binary_data_size for {spec.name}, got neither")
         if binary:
             raise Malformed(f"expected no bytes after the JSON, got {len(binary)}; say binary_data_size")
-        return _from_json(bytes(given.data), spec, shape)
-    if not isinstance(given.data, UnsetType):
+        return from_values(data, spec, shape)
+    if data is not UNSET:
         raise Malformed(f"expected data or binary_data_size for {spec.name}, got both")
-    dtype = NUMPY_TYPES[spec.datatype]
-    wanted = math.prod(shape) * dtype.itemsize
-    came = None if binary is None else len(binary)
-    if type(size) is not int or size != wanted or came != wanted:
+    came = 0 if binary is None else len(binary)
+    if type(size) is not int or size != came:
         raise Malformed(
-            f"expected {wanted} binary bytes for {spec.name} {list(shape)} {spec.datatype.value}, "
-            f"got binary_data_size {size!r} and {came} bytes after the JSON"
+            f"expected binary_data_size of {spec.name} to be the {came} bytes after the JSON, got {size!r}"
         )
-    return _checked(np.frombuffer(binary or b"", dtype).reshape(shape), spec)
-
-
-def _from_json(raw: bytes, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Read a flat list, or one nested as the shape."""
-    depth = _depth(raw, len(shape))
-    try:
-        values = _data_decoder(spec.datatype, depth).decode(raw)
-        # Ragged lists raise ValueError here; what overflows to infinity is refused below.
-        with np.errstate(over="ignore"):
-            array = np.asarray(values, NUMPY_TYPES[spec.datatype])
-    except RecursionError:
-        raise Malformed(f"expected data of {spec.name} flat or nested as its shape, got it deeper") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, OverflowError) as error:
-        raise Malformed(f"expected {spec.datatype.value} data of {spec.name}, got {error}") from error
-    if array.size != math.prod(shape) or array.shape not in (shape, (array.size,)):
-        raise Malformed(f"expected {math.prod(shape)} values as {list(shape)}, got {list(array.shape)}")
-    return _checked(array.reshape(shape), spec)
-
-
-def _depth(raw: bytes, rank: int) -> int:
-    """Return 1 for a flat list, else the rank: only these two are read.
-
-    >>> _depth(b" [ [1, 2]]", 3), _depth(b"[1]", 3)
-    (3, 1)
-    """
-    inner = raw[:64].lstrip()[1:].lstrip()
-    return rank if inner.startswith(b"[") else 1
-
-
-@lru_cache(maxsize=64)
-def _data_decoder(datatype: Datatype, depth: int) -> msgspec.json.Decoder[Any]:
-    kind: Any = float
-    dtype = NUMPY_TYPES[datatype]
-    if datatype is Datatype.BOOL:
-        kind = bool
-    elif dtype.kind in "iu":
-        # The decoder's bounds are int64's; what exceeds them, numpy refuses.
-        low, high = int(np.iinfo(dtype).min), min(int(np.iinfo(dtype).max), 2**63 - 1)
-        kind = Annotated[int, Meta(ge=low, le=high)] if datatype is not Datatype.UINT64 else int
-    for _ in range(depth):
-        kind = list[kind]
-    return msgspec.json.Decoder(kind)
-
-
-def _checked(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise Malformed(f"expected finite numbers in {spec.name}, got NaN or infinity")
-    if array.dtype.kind == "b" and array.size and array.view("u1").max() > 1:
-        raise Malformed(f"expected bytes 0 or 1 in {spec.name}, got others")
-    return array
-
-
-def _outputs(message: _Message) -> dict[str, bool]:
-    default = _flag(message.parameters, "binary_data_output")
-    if not message.outputs:
-        return dict.fromkeys(OUTPUTS, default)
-    wanted: dict[str, bool] = {}
-    for output in message.outputs:
-        if output.name not in OUTPUTS or output.name in wanted:
-            raise Malformed(f"expected outputs among {OUTPUTS}, each once, got {output.name[:80]!r}")
-        if "classification" in output.parameters or "shared_memory_region" in output.parameters:
-            raise Malformed(f"expected plain output {output.name}, got an extension that is not offered here")
-        given = "binary_data" in output.parameters
-        wanted[output.name] = _flag(output.parameters, "binary_data") if given else default
-    return wanted
-
-
-def _flag(parameters: Parameters, name: str) -> bool:
-    value = parameters.get(name, False)
-    if not isinstance(value, bool):
-        raise Malformed(f"expected parameter {name} as true or false, got {value!r}")
-    return value
+    return from_bytes(binary or b"", spec, shape)

@@ -1,70 +1,32 @@
-"""The body of a request: whole, bounded and decompressed, or refused.
+"""The body of a request, decompressed and bounded, or refused.
 
-* Bounded as announced, as received and as decompressed: a bomb costs at most the bound.
+* A bomb costs at most the bound.
 * gzip and deflate; nothing may follow the compressed stream.
-* A body that does not come in time is refused, so that a slow sender holds no memory for long.
 
-Called by ``front.py`` and ``admin.py``.
+Called by ``front.py`` with whole bodies. Pure.
 """
 
-import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from daemon.serving.refusals import Malformed, TooLarge
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Headers = dict[bytes, bytes]
 
 # zlib: 16 + 15 reads gzip only, 15 reads zlib's own framing, which HTTP calls deflate.
 _WINDOWS = {b"gzip": 31, b"deflate": 15}
 
 
-class Gone(Exception):  # noqa: N818  the domain's word
-    """The client closed the connection before its request was whole."""
-
-
-async def read_body(headers: Headers, receive: Receive, limit: int, timeout_s: float) -> bytes:
-    """Return a request's body, decompressed.
+def plain(raw: bytes, coding: bytes, limit: int) -> bytes:
+    """Return a body without its coding.
 
     Raises:
-        TooLarge: It is longer than ``limit`` bytes.
-        Malformed: It cannot be decompressed, or did not come within ``timeout_s``.
-        Gone: The client left.
+        Malformed: The coding is unknown, or the body is not of it.
+        TooLarge: It holds more than ``limit`` bytes.
     """
-    announced = headers.get(b"content-length")
-    # More digits than these is too large without reading it as a number.
-    if announced is not None and (len(announced) > 18 or int(announced) > limit):
-        raise TooLarge(f"expected a body of at most {limit} bytes, got {announced[:20].decode()} announced")
-    try:
-        async with asyncio.timeout(timeout_s):
-            raw = await _collect(receive, limit)
-    except TimeoutError:
-        raise Malformed(f"expected the body within {timeout_s:g} s; send it faster") from None
-    coding = headers.get(b"content-encoding", b"identity").strip().lower()
+    coding = coding.strip().lower()
     if coding == b"identity":
         return raw
     if coding not in _WINDOWS:
         raise Malformed(f"expected Content-Encoding gzip, deflate or none, got {coding[:40]!r}")
     return decompress(raw, coding, limit)
-
-
-async def _collect(receive: Receive, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Gone
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise TooLarge(f"expected a body of at most {limit} bytes, got more")
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def decompress(raw: bytes, coding: bytes, limit: int) -> bytes:

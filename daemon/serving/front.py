@@ -1,197 +1,302 @@
-"""The front: the Open Inference Protocol over ASGI, and the only place that knows HTTP codes.
+"""The front: the Open Inference Protocol over HTTP, and the only place that knows HTTP codes.
 
-* ``/v2``, ``/v2/health/live|ready``, ``/v2/models/M[/versions/N]``, its ``/ready`` and its ``/infer``.
+* Server and model live, ready, metadata; infer; model configuration, statistics, model repository.
 * Not ready until a stable model is proven; a malformed request is the client's error (400, 404, 405, 413),
-  never ours; an overloaded or unready server says 503, a failed model 500.
+  never ours. Too many at once: 429. No model, or draining: 503. Out of its own time: 504. Both of the former
+  say when to come again. A failed model: 500.
+* ``Instar-Route`` is what a request is routed by (sticky); ``Instar-Timeout-Ms`` how long its answer is of
+  use. Without the first, the request's id routes it.
+* The repository's index is there for all; ``load`` and ``unload`` only where the settings say so, and never
+  with a model or a configuration from the network.
 * Every request to a model is counted once, and recorded once for every row; of a client that left before
   its request was whole, only the count stays.
 
-Called by uvicorn for every request. Source: Open Inference Protocol v2, REST.
+Called by ``connection.py`` with whole requests. Source: Open Inference Protocol v2, REST, and Triton's
+extensions of it.
 """
 
 import asyncio
 import re
-import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
 
+import msgspec
 import orjson
 
-from daemon.serving.answer import encode
+from daemon.serving import description
+from daemon.serving.answer import Answer, encode
 from daemon.serving.ask import Ask, parse
-from daemon.serving.batcher import RETRY_S, Batcher
-from daemon.serving.body import Gone, Headers, Message, Receive, Send, read_body
+from daemon.serving.body import plain
+from daemon.serving.connection import AGAIN, JSON, Header, Respond, Work, error_body
+from daemon.serving.engine import Engine
+from daemon.serving.ids import Ids
 from daemon.serving.metrics import ServeMetrics
-from daemon.serving.recorder import Recorder, rows_of
-from daemon.serving.refusals import Busy, Malformed, ModelFailed, NotReady, TooLarge, Unknown
+from daemon.serving.reading import Request
+from daemon.serving.recorder import Recorder, Silence, Told
+from daemon.serving.refusals import (
+    Busy,
+    DeploymentRefused,
+    Late,
+    Malformed,
+    ModelFailed,
+    NotAllowed,
+    NotFinite,
+    NotReady,
+    TooLarge,
+    Unknown,
+)
 from daemon.serving.slot import Slot
 from daemon.serving.table import Table
 from policies.clock import Clock
 from policies.errors import InstarError
-from policies.terms import TensorSpec
 
 CODES: dict[type[InstarError], tuple[int, str]] = {
     Malformed: (400, "client_error"),
+    NotAllowed: (403, "client_error"),
     Unknown: (404, "client_error"),
     TooLarge: (413, "client_error"),
+    Busy: (429, "shed"),
     NotReady: (503, "shed"),
-    Busy: (503, "shed"),
+    DeploymentRefused: (503, "shed"),
+    Late: (504, "timeout"),
     ModelFailed: (500, "error"),
+    NotFinite: (500, "error"),
 }
 REFUSALS = tuple(CODES)
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
-_JSON = (b"content-type", b"application/json")
+_MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer|/config|/stats)?")
+_INDEX_PATH = b"/v2/repository/index"
+_POSTS, _ASKS = (b"POST",), (b"GET", b"HEAD")
+_REPOSITORY = re.compile(rb"/v2/repository/models/([^/]+)/(load|unload)")
+_PLACES = (b"/v2", b"/v2/", b"/v2/health/live", b"/v2/health/ready", _INDEX_PATH)
+_BINARY: Header = (b"content-type", b"application/octet-stream")
+_MOST_TIMEOUT_MS = 86_400_000
 
 
-def new_id() -> str:
-    """Return an id for a request that has none."""
-    return uuid.uuid4().hex
+class _Index(msgspec.Struct):
+    ready: bool = False
 
 
-async def reply(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    """Send one whole response."""
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-    await send({"type": "http.response.body", "body": body})
+class _Load(msgspec.Struct):
+    parameters: dict[str, Any] = {}
 
 
-async def reply_json(send: Send, status: int, value: Any) -> None:
-    """Send one JSON response."""
-    # A refused body may still be on its way: only a new connection is sure to be in step again.
-    close = [(b"connection", b"close")] if status == 413 else []
-    await reply(send, status, orjson.dumps(value), [_JSON, *close])
+_INDEX, _LOAD = msgspec.json.Decoder(_Index), msgspec.json.Decoder(_Load)
+
+
+class Repository(Protocol):
+    """What ``load`` and ``unload`` reach."""
+
+    unloaded: bool
+
+    async def load(self) -> None:
+        """Serve the deployment again."""
+
+    async def unload(self) -> None:
+        """Serve nothing until ``load``."""
 
 
 class Front:
-    """The ASGI application of the inference port."""
+    """The inference port's application."""
 
     def __init__(
         self,
-        model: str,
-        version: str,
         table: Callable[[], Table],
-        batcher: Batcher,
-        recorder: Recorder,
+        engine: Engine,
+        recorder: Recorder | Silence,
         metrics: ServeMetrics,
         clock: Clock,
-        limits: tuple[int, int, float],
+        repository: Repository,
+        *,
+        version: str,
+        max_rows: int,
+        max_body: int,
+        controlled: bool,
     ) -> None:
-        self._model, self._version, self._table = model, version, table
-        self._batcher, self._recorder, self._metrics, self._clock = batcher, recorder, metrics, clock
-        self._max_body, self._max_rows, self._body_timeout_s = limits
+        self._table, self._engine, self._recorder, self._metrics = table, engine, recorder, metrics
+        self._clock, self._repository = clock, repository
+        self._version, self._max_rows, self._max_body = version, max_rows, max_body
+        self._controlled = controlled
+        self._ids = Ids()
+        self._infer_target = f"/v2/models/{table().model}/infer".encode()
+        self._orders: set[asyncio.Task[None]] = set()
         self.draining = False
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        path, method = scope["path"], scope["method"]
+    def handle(self, request: Request, respond: Respond) -> Work | None:
+        """Answer one request, now or when its run is over; returns what it waits for."""
+        if request.target == self._infer_target and request.method == b"POST":
+            return self._infer(request, self._table().model, None, respond)
+        path, _, _query = request.target.partition(b"?")
+        path = unquote_to_bytes(path) if b"%" in path else path
         match = _MODEL.fullmatch(path)
-        if match is not None and match[3] == "/infer":
-            if method == "POST":
-                await self._infer(scope, match[1], match[2], receive, send)
-            else:
-                await reply_json(send, 405, {"error": f"expected POST on {path}, got {method}"})
-            return
-        if method not in ("GET", "HEAD"):
-            await reply_json(send, 405, {"error": f"expected GET on {path}, got {method}"})
-            return
+        if match is not None and match[3] == b"/infer" and request.method == b"POST":
+            return self._infer(request, _text(match[1]), _pinned(match[2]), respond)
+        if (order := _REPOSITORY.fullmatch(path)) is not None and request.method == b"POST":
+            self._order(request, _text(order[1]), order[2] == b"load", respond)
+            return None
+        if match is None and order is None and path not in _PLACES:
+            unknown = Unknown(f"expected a path of the Open Inference Protocol v2, got {_text(path)!r}")
+            respond(*_refusal(unknown))
+            return None
+        allowed = _allowed(path, match)
+        if request.method not in allowed:
+            wanted, came = b" or ".join(allowed).decode(), _text(request.method)
+            text = f"expected {wanted} on {_text(path)}, got {came}"
+            respond(405, error_body(text), (JSON, (b"allow", b", ".join(allowed))))
+            return None
         try:
-            status, value = self._about(path, match)
+            status, value = self._told(request, path, match)
         except REFUSALS as error:
-            status, value = CODES[type(error)][0], {"error": str(error)}
-        await reply_json(send, status, value)
+            respond(*_refusal(error))
+        else:
+            respond(status, orjson.dumps(value), (JSON,))
+        return None
 
-    def _about(self, path: str, match: re.Match[str] | None) -> tuple[int, dict[str, Any]]:
-        ready = self._table().stable is not None and not self.draining
-        if path in ("/v2", "/v2/"):
-            extensions = ["binary_tensor_data"]
-            return 200, {"name": "instar", "version": self._version, "extensions": extensions}
-        if path == "/v2/health/live":
-            return 200, {"live": True}
-        if path == "/v2/health/ready":
-            return (200 if ready else 503), {"ready": ready}
-        if match is None:
-            raise Unknown(f"expected a path of the Open Inference Protocol v2, got {path[:200]!r}")
-        slot = self._slot(match[1], match[2])
-        if match[3] == "/ready":
-            return (503 if self.draining else 200), {"name": self._model, "ready": not self.draining}
-        return 200, self._metadata(slot)
+    # -- questions ------------------------------------------------------------------------------------------
 
-    def _slot(self, model: str, version: str | None) -> Slot:
-        """Return the slot that speaks for a path: the pinned one, or the stable one."""
-        if model != self._model:
-            raise Unknown(f"expected model {self._model!r}, got {model[:80]!r}")
+    def _told(self, request: Request, path: bytes, match: re.Match[bytes] | None) -> tuple[int, Any]:
         table = self._table()
-        if table.stable is None:
-            raise NotReady("expected a stable model, there is none yet; send again later", RETRY_S)
-        slot = table.stable if version is None else table.version(version)
-        if slot is None:
-            served = [str(slot.generation) for slot in table.open()]
-            raise Unknown(f"expected a version among {served}, got {(version or '')[:40]!r}")
-        return slot
+        if path == _INDEX_PATH:
+            ready_only = _decoded(_INDEX, request.body).ready
+            return 200, description.index(table, ready_only, self._repository.unloaded)
+        if match is not None:
+            return self._told_of_model(table, _text(match[1]), _pinned(match[2]), match[3])
+        ready = table.stable is not None and not self.draining
+        if path in (b"/v2", b"/v2/"):
+            return 200, description.server(self._version)
+        if path == b"/v2/health/live":
+            return 200, {"live": True}
+        return (200 if ready else 503), {"ready": ready}
 
-    def _metadata(self, slot: Slot) -> dict[str, Any]:
-        return {
-            "name": self._model,
-            "versions": [str(each.generation) for each in self._table().open()],
-            "platform": "onnxruntime_onnx",
-            "inputs": [_tensor(slot.meta.input)],
-            "outputs": [_tensor(spec) for spec in slot.meta.outputs],
-        }
+    def _told_of_model(
+        self, table: Table, model: str, version: str | None, part: bytes | None
+    ) -> tuple[int, Any]:
+        if part is None and model == "stats" and version is None:
+            return 200, description.statistics(table, None)
+        slot = description.slot_of(table, model, version)
+        if part == b"/ready":
+            return (503 if self.draining else 200), {"name": model, "ready": not self.draining}
+        if part == b"/config":
+            return 200, description.configuration(table, slot, self._max_rows)
+        if part == b"/stats":
+            return 200, description.statistics(table, version)
+        return 200, description.metadata(table, slot)
 
-    async def _infer(
-        self, scope: Message, model: str, version: str | None, receive: Receive, send: Send
-    ) -> None:
-        self._metrics.in_flight.inc()
+    # -- orders ---------------------------------------------------------------------------------------------
+
+    def _order(self, request: Request, model: str, load: bool, respond: Respond) -> None:
+        task = asyncio.get_running_loop().create_task(self._ordered(request, model, load, respond))
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+
+    async def _ordered(self, request: Request, model: str, load: bool, respond: Respond) -> None:
         try:
-            status, body, headers = await self._answer(scope, model, version, receive)
-        except Gone:
-            # Nobody is there to be answered; the request was never whole.
-            self._metrics.count("client_error")
-            return
-        except asyncio.CancelledError:
-            # The drain's time is over; the client sees its connection close.
-            self._metrics.count("timeout")
-            raise
-        finally:
-            self._metrics.in_flight.dec()
-        if status == 413:
-            headers.append((b"connection", b"close"))
-        await reply(send, status, body, headers)
+            await self.order(model, load, _decoded(_LOAD, request.body).parameters)
+        except REFUSALS as error:
+            respond(*_refusal(error))
+        else:
+            respond(200, b"", ())
 
-    async def _answer(
-        self, scope: Message, model: str, version: str | None, receive: Receive
-    ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    async def order(self, model: str, load: bool, parameters: dict[str, Any]) -> None:
+        """Load the deployed model again, or unload it.
+
+        Raises:
+            NotAllowed: Clients may not, here; or they brought a model or a configuration.
+            Unknown: It is another model.
+            DeploymentRefused: Its bundle does not prove itself any more.
+        """
+        if brought := sorted(key for key in parameters if key == "config" or key.startswith("file:")):
+            raise NotAllowed(
+                f"expected no model and no configuration from the network, got {', '.join(brought)[:200]}; "
+                "generations come through policy, guards and people"
+            )
+        if model != self._table().model:
+            raise Unknown(f"expected model {self._table().model!r}, got {model[:80]!r}")
+        if not self._controlled:
+            raise NotAllowed(
+                "expected an order from instard alone, got one from a client; "
+                "start instar-serve with --repository-control on to let clients load and unload"
+            )
+        await (self._repository.load() if load else self._repository.unload())
+
+    # -- inference ------------------------------------------------------------------------------------------
+
+    def _infer(self, request: Request, model: str, version: str | None, respond: Respond) -> Work | None:
         ask: Ask | None = None
         try:
-            slot = self._slot(model, version)
-            headers: Headers = dict(scope["headers"])
-            body = await read_body(headers, receive, self._max_body, self._body_timeout_s)
-            received = self._clock.monotonic()
-            length = headers.get(b"inference-header-content-length")
-            text = None if length is None else length.decode("latin-1")
-            ask = parse(body, text, slot.meta.input, self._max_rows, new_id, version)
-            answer = await self._batcher.answer(ask, received)
+            slot = description.slot_of(self._table(), model, version)
+            ask = self._read(request, slot, version)
+
+            def done(asked: Ask, said: Answer | InstarError) -> None:
+                if isinstance(said, InstarError):
+                    respond(*_refusal(said))
+                    return
+                body, head = encode(asked, said)
+                if head is None:
+                    respond(200, body, (JSON,))
+                else:
+                    respond(200, body, (_BINARY, (b"inference-header-content-length", b"%d" % head)))
+
+            return self._engine.submit(ask, request.received, done)
         except REFUSALS as error:
-            return self._refused(ask, error)
-        body, head = encode(ask, answer)
-        if head is None:
-            return 200, body, [_JSON]
-        binary = (b"content-type", b"application/octet-stream")
-        return 200, body, [binary, (b"inference-header-content-length", str(head).encode())]
+            self.refuse(ask, error)
+            respond(*_refusal(error))
+            return None
 
-    def _refused(self, ask: Ask | None, error: InstarError) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
-        status, outcome = CODES[type(error)]
-        if not isinstance(error, ModelFailed):
-            # What reached the model is counted and recorded where it ran.
-            self._metrics.count(outcome)
-            id_, rows = (ask.id, len(ask.x)) if ask is not None else (new_id(), 1)
-            group = ask.group if ask is not None else id_
-            self._recorder.unanswered(self._table().stable, 0, rows_of(id_, group, rows, outcome, 0.0), 0)
-        headers = [_JSON]
-        if status == 503:
-            headers.append((b"retry-after", str(int(RETRY_S)).encode()))
-        return status, orjson.dumps({"error": str(error)}), headers
+    def _read(self, request: Request, slot: Slot, version: str | None) -> Ask:
+        headers, body = request.headers, request.body
+        coding = headers.get(b"content-encoding")
+        if coding is not None:
+            body = plain(body, coding, self._max_body)
+        length = headers.get(b"inference-header-content-length")
+        text = None if length is None else length.decode("latin-1")
+        key = headers.get(b"instar-route", b"").decode("latin-1")
+        ask = parse(body, text, slot.meta.input, self._max_rows, self._ids, version, key)
+        given = headers.get(b"instar-timeout-ms")
+        return (
+            ask
+            if given is None
+            else msgspec.structs.replace(ask, timeout_s=min(ask.timeout_s, _seconds(given)))
+        )
+
+    def refuse(self, ask: Ask | None, error: InstarError) -> None:
+        """Count and record a request that never came to the engine."""
+        outcome = CODES[type(error)][1]
+        self._metrics.count(outcome)
+        if ask is not None:
+            told = Told(ask.id, ask.group, len(ask.x), outcome, 0.0)
+        else:
+            id_ = self._ids()
+            told = Told(id_, id_, 1, outcome, 0.0)
+        self._recorder.unanswered(self._table().stable, 0, told, 0)
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype.value, "shape": list(spec.shape)}
+def _allowed(path: bytes, match: re.Match[bytes] | None) -> tuple[bytes, ...]:
+    posts = path == _INDEX_PATH or _REPOSITORY.fullmatch(path) is not None
+    return _POSTS if posts or (match is not None and match[3] == b"/infer") else _ASKS
+
+
+def _refusal(error: InstarError) -> tuple[int, bytes, tuple[Header, ...]]:
+    status = CODES[type(error)][0]
+    return status, error_body(str(error)), (JSON, AGAIN) if status in (429, 503) else (JSON,)
+
+
+def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    try:
+        return decoder.decode(body or b"{}")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"expected a request of the model repository as JSON, got {error}") from error
+
+
+def _text(raw: bytes) -> str:
+    return raw[:200].decode("latin-1")
+
+
+def _pinned(raw: bytes | None) -> str | None:
+    return None if raw is None else _text(raw)
+
+
+def _seconds(raw: bytes) -> float:
+    if not raw.isdigit() or len(raw) > 8 or not 0 < int(raw) <= _MOST_TIMEOUT_MS:
+        raise Malformed(f"expected Instar-Timeout-Ms from 1 to {_MOST_TIMEOUT_MS}, got {raw[:40]!r}")
+    return int(raw) / 1e3

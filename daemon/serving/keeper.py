@@ -10,7 +10,11 @@
 * At a start the persisted deployment is loaded; what does not prove itself is not served, and ``problem``
   says why.
 
-Called by ``admin.py`` and ``main.py``. Does not decide what shall be served: control does.
+* ``unload`` serves nothing until ``load`` or the next deployment; the persisted one stays, so that a restart
+  brings it back.
+
+Called by ``admin.py``, ``main.py`` and, where clients may, the fronts. Does not decide what shall be served:
+control does.
 """
 
 import asyncio
@@ -20,6 +24,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from daemon.ops.files import persist
+from daemon.ops.memory import give_back
+from daemon.serving.loading import short_turns
 from daemon.serving.metrics import ServeMetrics
 from daemon.serving.refusals import BundleRefused, DeploymentRefused
 from daemon.serving.slot import Slot, build
@@ -55,6 +61,7 @@ class Keeper:
         self._metrics, self._clock = metrics, clock
         self._deployment: Deployment | None = None
         self._problem: str | None = "no deployment yet"
+        self.unloaded = False
         self._lock = asyncio.Lock()
 
     def observed(self) -> Observed:
@@ -83,17 +90,22 @@ class Keeper:
             began = self._clock.monotonic()
             try:
                 wanted = self._read(raw, "the request")
-                if wanted == self._deployment and self._problem is None:
+                if wanted == self._deployment and self._problem is None and not self.unloaded:
                     return self.observed()
                 self._check_order(wanted)
-                table, problem = await asyncio.to_thread(self._make, wanted, self.table)
+                with short_turns():
+                    table, problem = await asyncio.to_thread(self._make, wanted, self.table)
                 await asyncio.to_thread(persist, self._path, canonical(wanted))
             except (BundleRefused, DeploymentRefused, OSError) as error:
                 self._metrics.swap("refused", self._clock.monotonic() - began)
                 log.warning("deployment refused, what is served stays: %s", error)
                 raise DeploymentRefused(str(error)) from error
+            gone = {slot.digest for slot in self.table.slots()} - {slot.digest for slot in table.slots()}
             self._show(wanted, table, problem)
             self._metrics.swap("ok", self._clock.monotonic() - began)
+            if gone:
+                # What is under way may still run on it; then its memory goes back with the next one's.
+                await asyncio.to_thread(give_back)
             return self.observed()
 
     async def restore(self) -> None:
@@ -110,6 +122,26 @@ class Keeper:
             return
         table, problem = await asyncio.to_thread(self._salvage, wanted)
         self._show(wanted, table, problem)
+
+    async def load(self) -> None:
+        """Serve the deployment that is wanted, proven anew where it is not loaded.
+
+        Raises:
+            DeploymentRefused: There is none, or a bundle is refused.
+        """
+        wanted = self._deployment
+        if wanted is None:
+            raise DeploymentRefused("expected a deployment to load, there is none yet; instard sends it")
+        await self.apply(canonical(wanted))
+
+    async def unload(self) -> None:
+        """Serve nothing until ``load`` or the next deployment."""
+        async with self._lock:
+            self.unloaded, self._problem = True, "unloaded by a client"
+            self.table = Table(self._model)
+            self._metrics.stable(None, None, self._clock.now())
+            self._metrics.canary.set(0.0)
+            log.warning("model=%s unloaded by a client", self._model)
 
     def _read(self, raw: bytes, where: str) -> Deployment:
         try:
@@ -138,7 +170,7 @@ class Keeper:
         if stable is not None and old.stable is not None:
             _check_contract(stable, old.stable)
         previous, problem = self._comfort(wanted.previous, old, stable)
-        return Table(self._model, stable, newcomer, wanted.newcomer_share, previous), problem
+        return self._table(wanted, stable, newcomer, wanted.newcomer_share, previous), problem
 
     def _salvage(self, wanted: Deployment) -> tuple[Table, str | None]:
         """Return what of a persisted deployment still proves itself; a stable slot that fails leaves none."""
@@ -151,7 +183,18 @@ class Keeper:
         newcomer, newcomer_problem = self._comfort(wanted.newcomer, empty, stable)
         share = wanted.newcomer_share if newcomer is not None else 0.0
         previous, previous_problem = self._comfort(wanted.previous, empty, stable)
-        return Table(self._model, stable, newcomer, share, previous), newcomer_problem or previous_problem
+        table = self._table(wanted, stable, newcomer, share, previous)
+        return table, newcomer_problem or previous_problem
+
+    def _table(
+        self,
+        wanted: Deployment,
+        stable: Slot | None,
+        newcomer: Slot | None,
+        share: float,
+        previous: Slot | None,
+    ) -> Table:
+        return Table(self._model, stable, newcomer, share, previous, wanted.exit_confidence)
 
     def _comfort(
         self, term: SlotTerm | None, old: Table, base: Slot | None
@@ -176,7 +219,7 @@ class Keeper:
 
     def _show(self, wanted: Deployment, table: Table, problem: str | None) -> None:
         before = self.table.stable
-        self._deployment, self._problem = wanted, problem
+        self._deployment, self._problem, self.unloaded = wanted, problem, False
         if problem is None and table.stable is None:
             self._problem = "no stable model is deployed"
         self.table = table

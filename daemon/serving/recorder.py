@@ -4,13 +4,16 @@
   generation 0 when none was chosen, and zeros where the model would have spoken.
 * Samples only of rows that reached the model, as many as the sampler allows.
 * Before the first model is loaded there is no layout, so nothing is recorded; the counters still count.
+* A request costs a list entry here. Records are made of many entries at once, by the spool's thread, or by
+  whoever comes when ``MOST_KEPT_ROWS`` or ``MOST_KEPT_BYTES`` are kept: what is kept stays small, whatever
+  the thread does.
 
-Called by ``batcher.py`` and ``front.py`` in the loop; hands bytes to the spool and never waits.
+Called by ``engine.py`` and the fronts; hands bytes to the spool and never waits for a disk.
 """
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +23,13 @@ from daemon.serving.slot import NUMPY_TYPES, Slot
 from daemon.serving.spool import Layout, Spool
 from policies.clock import Clock
 from policies.telemetry import OUTCOMES, Field, group_key, row_key, sample_fields, telemetry_fields
+from policies.terms import TensorSpec
 
 _COLOUR_LAST, _COLOURS = 4, 3
 _LARGEST = float(np.finfo(np.float32).max)
+
+MOST_KEPT_ROWS = 256
+MOST_KEPT_BYTES = 4 << 20
 
 OUTCOME_CODES = {name: code for code, name in enumerate(OUTCOMES)}
 
@@ -31,7 +38,7 @@ def dtype_of(fields: Sequence[Field]) -> np.dtype[Any]:
     """Return the packed record type of a layout.
 
     >>> dtype_of(telemetry_fields(10, 4)).itemsize
-    119
+    120
     """
     return np.dtype([(name, kind, shape) for name, kind, shape in fields])
 
@@ -57,20 +64,14 @@ def summary(x: NDArray[Any]) -> NDArray[np.float32]:
     return told if exact is np.float32 else np.clip(told, -_LARGEST, _LARGEST).astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What a record says of one row beside numbers of the model."""
+class Told(NamedTuple):
+    """What a record says of a request beside numbers of the model."""
 
-    row_key: bytes
-    group_key: bytes
+    id: str
+    group: str
+    rows: int
     outcome: str
     latency_ms: float
-
-
-def rows_of(request_id: str, group: str, rows: int, outcome: str, latency_ms: float) -> list[Row]:
-    """Return the rows of one request."""
-    group_bytes = group_key(group)
-    return [Row(row_key(request_id, i, rows), group_bytes, outcome, latency_ms) for i in range(rows)]
 
 
 class _Shape:
@@ -92,59 +93,151 @@ class _Shape:
         return dtype, Layout(kind, model, tuple(fields), dtype.itemsize)
 
 
+class _Entry(NamedTuple):
+    """Requests that were told the same moment: those of a run, or one that never ran (``x`` is None)."""
+
+    slot: Slot
+    generation: int
+    told: list[Told]
+    batch: int
+    at: float
+    x: NDArray[Any] | None
+    logits: NDArray[np.float32] | None
+    embedding: NDArray[np.float32] | None
+    gone: NDArray[np.bool_] | None
+
+
 class Recorder:
-    """Writes to one spool; keeps the layouts of the widths it has met."""
+    """Keeps what happened until ``gather`` turns it into records; used by several threads."""
 
     def __init__(self, spool: Spool, sampler: Sampler, clock: Clock) -> None:
         self._spool, self._sampler, self._clock = spool, sampler, clock
-        self._shapes: dict[tuple[int, int], _Shape] = {}
+        self._shapes: dict[tuple[TensorSpec, int, int], _Shape] = {}
+        self._kept: list[_Entry] = []
+        self._kept_rows = self._kept_bytes = 0
+        self._lock = threading.Lock()
+        self._gathering = threading.Lock()
 
     def answered(
         self,
         slot: Slot,
-        rows: Sequence[Row],
+        told: list[Told],
         x: NDArray[Any],
         logits: NDArray[np.float32],
         embedding: NDArray[np.float32],
+        gone: NDArray[np.bool_] | None,
     ) -> None:
-        """Record a batch that went through ``slot``; all arrays have ``len(rows)`` rows."""
-        shape, now = self._shape(slot), self._clock.now()
-        records = self._blank(shape.record, rows, now, slot.generation)
-        records["batch"] = len(rows)
-        records["outcome"] = [OUTCOME_CODES[row.outcome] for row in rows]
-        records["latency_ms"] = [row.latency_ms for row in rows]
-        records["logits"] = logits
-        records["embedding"] = embedding
-        records["summary"] = summary(x)
+        """Record a run of ``slot``; the arrays have as many rows as ``told`` has in sum.
+
+        ``gone`` tells which rows left early; None for a network without an exit.
+        """
+        now = self._clock.now()
+        self._keep(_Entry(slot, slot.generation, told, len(x), now, x, logits, embedding, gone), len(x))
+
+    def unanswered(self, layout_of: Slot | None, generation: int, told: Told, batch: int) -> None:
+        """Record a request without any answer: refused before the model, or failed inside it."""
+        if layout_of is not None:
+            entry = _Entry(layout_of, generation, [told], batch, self._clock.now(), None, None, None, None)
+            self._keep(entry, told.rows)
+
+    def gather(self) -> None:
+        """Turn everything that was kept into records, in order; the spool's thread does, before it writes."""
+        # Two may come at once: the second one waits, so that records stay in order.
+        with self._gathering:
+            with self._lock:
+                kept, self._kept = self._kept, []
+                self._kept_rows = self._kept_bytes = 0
+            start = 0
+            while start < len(kept):
+                end = start + 1
+                while end < len(kept) and _alike(kept[start], kept[end]):
+                    end += 1
+                self._write(kept[start:end])
+                start = end
+
+    def _keep(self, entry: _Entry, rows: int) -> None:
+        with self._lock:
+            self._kept.append(entry)
+            self._kept_rows += rows
+            self._kept_bytes += 0 if entry.x is None else entry.x.nbytes
+            full = self._kept_rows >= MOST_KEPT_ROWS or self._kept_bytes >= MOST_KEPT_BYTES
+        if full:
+            self.gather()
+
+    def _write(self, entries: list[_Entry]) -> None:
+        slot = entries[0].slot
+        shape = self._shape(slot)
+        keys = [
+            row_key(told.id, row, told.rows)
+            for entry in entries
+            for told in entry.told
+            for row in range(told.rows)
+        ]
+        records = np.zeros(len(keys), shape.record)
+        requests = [(entry, told) for entry in entries for told in entry.told]
+        counts = [told.rows for _, told in requests]
+        groups = [group_key(told.group) for _, told in requests]
+        records["row_key"] = np.frombuffer(b"".join(keys), "V16")
+        records["group_key"] = np.repeat(np.frombuffer(b"".join(groups), "V8"), counts)
+        records["generation"] = entries[0].generation
+        records["at"] = np.repeat([entry.at for entry, _ in requests], counts)
+        records["batch"] = np.repeat([entry.batch for entry, _ in requests], counts)
+        records["outcome"] = np.repeat([OUTCOME_CODES[told.outcome] for _, told in requests], counts)
+        records["latency_ms"] = np.repeat([told.latency_ms for _, told in requests], counts)
+        ran = [(entry.x, entry.logits, entry.embedding) for entry in entries if entry.x is not None]
+        if ran:
+            x, logits, embedding = (_joined(column) for column in zip(*ran, strict=True))
+            records["logits"], records["embedding"], records["summary"] = logits, embedding, summary(x)
+            if entries[0].gone is not None:
+                records["exit"] = _joined(tuple(entry.gone for entry in entries))
         self._spool.append(shape.telemetry, records.tobytes())
-        keep = self._sampler.keep(now, [row.row_key for row in rows], shape.sample.itemsize)
+        if ran:
+            self._sample(shape, records, keys, x)
+
+    def _sample(self, shape: "_Shape", records: NDArray[Any], keys: list[bytes], x: NDArray[Any]) -> None:
+        keep = self._sampler.keep(float(records["at"][-1]), keys, shape.sample.itemsize)
         if keep:
-            samples = self._blank(shape.sample, [rows[i] for i in keep], now, slot.generation)
+            samples = np.zeros(len(keep), shape.sample)
+            for name in ("at", "row_key", "group_key", "generation"):
+                samples[name] = records[name][keep]
             samples["input"] = x[keep]
             self._spool.append(shape.samples, samples.tobytes())
 
-    def unanswered(self, layout_of: Slot | None, generation: int, rows: Sequence[Row], batch: int) -> None:
-        """Record rows without any answer: refused before the model, or failed inside it."""
-        if layout_of is None:
-            return
-        shape = self._shape(layout_of)
-        records = self._blank(shape.record, rows, self._clock.now(), generation)
-        records["batch"] = batch
-        records["outcome"] = [OUTCOME_CODES[row.outcome] for row in rows]
-        records["latency_ms"] = [row.latency_ms for row in rows]
-        self._spool.append(shape.telemetry, records.tobytes())
-
     def _shape(self, slot: Slot) -> _Shape:
-        key = (len(slot.meta.classes), slot.embedding)
+        key = slot.meta.input, len(slot.meta.classes), slot.embedding
         if key not in self._shapes:
             self._shapes[key] = _Shape(slot)
         return self._shapes[key]
 
-    @staticmethod
-    def _blank(dtype: np.dtype[Any], rows: Sequence[Row], now: float, generation: int) -> NDArray[Any]:
-        records = np.zeros(len(rows), dtype)
-        records["at"] = now
-        records["row_key"] = np.frombuffer(b"".join(row.row_key for row in rows), "V16")
-        records["group_key"] = np.frombuffer(b"".join(row.group_key for row in rows), "V8")
-        records["generation"] = generation
-        return records
+
+class Silence:
+    """A recorder that records nothing: monitors see no traffic, and no sample is kept."""
+
+    def answered(
+        self,
+        slot: Slot,
+        told: list[Told],
+        x: NDArray[Any],
+        logits: NDArray[np.float32],
+        embedding: NDArray[np.float32],
+        gone: NDArray[np.bool_] | None,
+    ) -> None:
+        """Forget a run."""
+
+    def unanswered(self, layout_of: Slot | None, generation: int, told: Told, batch: int) -> None:
+        """Forget a request."""
+
+    def gather(self) -> None:
+        """Have nothing to gather."""
+
+
+def _alike(first: _Entry, other: _Entry) -> bool:
+    return (
+        first.slot.digest == other.slot.digest
+        and first.generation == other.generation
+        and (first.x is None) == (other.x is None)
+    )
+
+
+def _joined(arrays: tuple[Any, ...]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -1,6 +1,9 @@
-"""Why the data plane says no, in words of the domain; ``front.py`` alone turns them into HTTP codes."""
+"""Why the data plane says no, in words of the domain; ``front.py`` and ``rpc.py`` turn them into codes."""
 
 from policies.errors import PermanentError, TemporaryError
+
+RETRY_S = 1.0
+"""After how many seconds a client that was turned away may come again."""
 
 
 class Malformed(PermanentError):  # noqa: N818  the domain's word
@@ -9,6 +12,10 @@ class Malformed(PermanentError):  # noqa: N818  the domain's word
 
 class Unknown(PermanentError):  # noqa: N818
     """The request names a model, a version or a path that is not here."""
+
+
+class NotAllowed(PermanentError):  # noqa: N818
+    """The request asks for something that this server does not do for clients."""
 
 
 class TooLarge(PermanentError):  # noqa: N818
@@ -23,8 +30,16 @@ class Busy(TemporaryError):  # noqa: N818
     """More requests wait than this server keeps waiting."""
 
 
+class Late(TemporaryError):  # noqa: N818
+    """The request's own time was over before the model could answer."""
+
+
 class ModelFailed(TemporaryError):  # noqa: N818
-    """The model could not answer, or its answer is not finite."""
+    """The model could not answer."""
+
+
+class NotFinite(ModelFailed):
+    """The model answered with something that is no number."""
 
 
 class BundleRefused(PermanentError):  # noqa: N818

@@ -26,6 +26,11 @@ class ServeSettings(BaseModel):
     metrics: str = Field(
         default="127.0.0.1:8082", pattern=_ADDRESS, description="Address of the metrics (HOST:PORT)."
     )
+    grpc: str | None = Field(
+        default=None,
+        pattern=r"^(unix:.+|[^:]+:[0-9]{1,5})$",
+        description="Address of the inference protocol over gRPC (HOST:PORT or unix:PATH); without, none.",
+    )
     spool_bytes: int = Field(
         default=256 << 20, ge=2 * LEAST_BYTES, description="Most bytes of telemetry and samples on disk."
     )
@@ -38,8 +43,27 @@ class ServeSettings(BaseModel):
     max_batch: int = Field(
         default=32, ge=1, le=1024, description="Most rows of one run of the model, and of one request."
     )
+    max_waiting: int = Field(
+        default=1024, ge=1, description="Most requests that wait or run at once; more are turned away (429)."
+    )
+    max_connections: int = Field(
+        default=12_000, ge=1, description="Most connections at once; more are turned away (503)."
+    )
+    head_timeout_s: float = Field(
+        default=10.0, gt=0.0, le=300.0, description="Seconds within which a request's head must be here."
+    )
     body_timeout_s: float = Field(
         default=10.0, gt=0.0, le=300.0, description="Seconds within which a request's body must be here."
+    )
+    idle_timeout_s: float = Field(
+        default=75.0, gt=0.0, le=86_400.0, description="Seconds that a connection may wait for a request."
+    )
+    telemetry: bool = Field(
+        default=True,
+        description="Whether requests are recorded (on, off); off, monitors and searches see nothing.",
+    )
+    repository_control: bool = Field(
+        default=False, description="Whether clients may load and unload the model (on, off)."
     )
     drain_s: float = Field(
         default=10.0, ge=0.0, le=300.0, description="Seconds that open requests get at the end."

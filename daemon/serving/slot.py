@@ -1,51 +1,38 @@
 """A slot: one bundle, proven and warm, under one generation number.
 
-* ``build`` is the only way to make one: digest, metadata, contract, golden outputs, warm-up, in this order.
-  What fails is refused with the reason; nothing half-proven is ever handed out.
-* Called by ``keeper.py`` in a thread of its own; ``Slot.run`` is called by ``batcher.py`` in the loop.
-* A slot is immutable. The same bytes under another generation share one session (``renumbered``).
+* ``build`` is the only way to make one: digest, metadata, contract, golden outputs, pace, in this order; the
+  last also warms it. What fails is refused with the reason; nothing half-proven is ever handed out.
+* Called by ``keeper.py`` in a thread of its own; ``Slot.run`` is called by ``engine.py``.
+* A slot is immutable; the counters that it points to are not. The same bytes under another generation share
+  one session (``renumbered``), and count anew.
 
 Does not decide who gets traffic, and reads no ONNX: what it knows is in the bundle's metadata.
 """
 
 import base64
 import binascii
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from pydantic import ValidationError
 
+from daemon.serving import loading
+from daemon.serving.exits import Staged, split
+from daemon.serving.loading import ORT_ERRORS
+from daemon.serving.pace import UNTRIED, Pace, measure, proven
 from daemon.serving.refusals import BundleRefused, ModelFailed
+from daemon.serving.stats import Stats
 from policies import bundle
 from policies.bundle import BundleMeta, Golden
+from policies.errors import TamperError
 from policies.terms import Datatype, TensorSpec
 from policies.terms import Slot as SlotTerm
-from policies.wire import digest_bytes, is_digest
-
-# The runtime would report its use to its maker.
-ort.disable_telemetry_events()
+from policies.wire import is_digest
 
 GOLDEN_ATOL, GOLDEN_RTOL = 1e-3, 1e-3
-
-# The runtime raises its own classes, which share no base below Exception.
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.InvalidProtobuf,
-    ort_state.NoModel,
-    ort_state.NoSuchFile,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-    ort_state.EPFail,
-    RuntimeError,
-    MemoryError,
-)
 
 NUMPY_TYPES: dict[Datatype, np.dtype[Any]] = {
     Datatype.BOOL: np.dtype("?"),
@@ -70,15 +57,24 @@ ORT_TYPES: dict[Datatype, str] = {
 }
 
 
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_] | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One proven model. ``embedding`` is the width of its embedding output."""
+    """One proven model. ``embedding`` is the width of its embedding output.
+
+    A bundle with an early exit is held as two sessions (``staged``), any other as one (``session``).
+    """
 
     session: Any
     generation: int
     digest: str
     meta: BundleMeta
     embedding: int
+    staged: Staged | None = None
+    pace: Pace = UNTRIED
+    stats: Stats = field(default_factory=Stats)
 
     @property
     def term(self) -> SlotTerm:
@@ -87,16 +83,34 @@ class Slot:
 
     def renumbered(self, generation: int) -> "Slot":
         """Return the same session under another generation number."""
-        return replace(self, generation=generation)
+        return replace(self, generation=generation, stats=Stats())
 
     def run(self, x: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return logits ``(n, classes)`` and embedding ``(n, d)`` of a batch, both float32.
 
+        Every row goes through all of the network.
+
         Raises:
             ModelFailed: The runtime could not run the batch, or its outputs are not of the promised shape.
         """
+        return self.answer(x, None)[:2]
+
+    def answer(self, x: NDArray[Any], confidence: float | None) -> Outputs:
+        """Return logits, embedding, and who left early ``(n,)``; None for a bundle without an exit.
+
+        Args:
+            x: Rows ``(n, ...)`` in the model's input type.
+            confidence: At which a row leaves at the exit, with zeros for an embedding; None: none does.
+
+        Raises:
+            ModelFailed: As ``run`` says.
+        """
+        gone: NDArray[np.bool_] | None = None
         try:
-            logits, embedding = self.session.run(["logits", "embedding"], {self.meta.input.name: x})
+            if self.staged is not None:
+                logits, embedding, gone = self.staged.run(x, confidence)
+            else:
+                logits, embedding = self.session.run(["logits", "embedding"], {self.meta.input.name: x})
         except ORT_ERRORS as error:
             raise ModelFailed(
                 f"expected generation {self.generation} to run {len(x)} rows, the runtime says: {error}"
@@ -107,7 +121,7 @@ class Slot:
                 f"expected outputs of shapes {wanted} from generation {self.generation}, "
                 f"got {logits.shape} and {embedding.shape}"
             )
-        return np.asarray(logits, np.float32), np.asarray(embedding, np.float32)
+        return np.asarray(logits, np.float32), np.asarray(embedding, np.float32), gone
 
 
 def blob_path(blobs: Path, digest: str) -> Path:
@@ -131,41 +145,48 @@ def build(blobs: Path, model: str, generation: int, digest: str, max_batch: int)
     Raises:
         BundleRefused: The bytes are missing, altered, of another model, or do not reproduce their goldens.
     """
-    raw = _read(blobs, digest)
-    session = _session(raw, digest)
-    meta = _meta(session, digest)
-    if meta.model != model:
-        raise BundleRefused(f"expected a bundle of model {model!r}, {digest} is of {meta.model!r}")
-    slot = Slot(session, generation, digest, meta, _check_contract(session, meta, digest))
-    for number, golden in enumerate(meta.goldens):
-        _check_golden(slot, golden, number)
-    _warm(slot, max_batch)
-    return slot
-
-
-def _read(blobs: Path, digest: str) -> bytes:
-    path = blob_path(blobs, digest)
+    with loading.sealed(blob_path(blobs, digest), digest) as memory:
+        session = loading.session(memory, digest)
+        meta = _meta(session, digest)
+        if meta.model != model:
+            raise BundleRefused(f"expected a bundle of model {model!r}, {digest} is of {meta.model!r}")
+        slot = Slot(session, generation, digest, meta, _check_contract(session, meta, digest))
+        if meta.exit is not None:
+            # The halves are what serves: nothing else is proven, and the whole is let go.
+            slot = replace(slot, session=None, staged=_halves(loading.whole(memory), meta, digest))
+    rows = np.concatenate([_check_golden(slot, golden, number) for number, golden in enumerate(meta.goldens)])
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BundleRefused(f"expected the bundle {digest} at {path}, got {error}; stage it again") from error
-    if (came := digest_bytes(raw)) != digest:
-        raise BundleRefused(
-            f"expected bytes of {digest} at {path}, got {came}; the file was altered, fetch it again"
-        )
-    return raw
+        # The runtime plans memory for every batch size it first meets: this does so before traffic does.
+        pace = measure(slot.run, rows, max_batch)
+        if slot.staged is not None:
+            pace = _exits_pace(slot.staged, pace, rows, max_batch)
+        return replace(slot, pace=pace)
+    except ModelFailed as error:
+        raise BundleRefused(f"{digest}: {error}") from error
 
 
-def _session(raw: bytes, digest: str) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4
+def _halves(raw: bytes, meta: BundleMeta, digest: str) -> Staged:
+    def load(half: bytes) -> Any:
+        with loading.held(half) as memory:
+            return loading.session(memory, digest)
+
     try:
-        return ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
-        raise BundleRefused(f"expected an ONNX model in {digest}, the runtime says: {error}") from error
+        return split(raw, meta, load)
+    except TamperError as error:
+        raise BundleRefused(f"expected an exit in {digest} as its text says, got: {error}") from error
+
+
+def _exits_pace(staged: Staged, pace: Pace, rows: NDArray[Any], most: int) -> Pace:
+    """Return the pace of a network that rows leave early: any number may go on, so any must be proven."""
+    x = np.ascontiguousarray(rows[np.arange(most) % len(rows)])
+
+    def exits(part: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits = staged.exit_logits(part)
+        return logits, logits
+
+    every = frozenset(range(1, most + 1))
+    whole = pace.sizes == every and proven(exits, x, range(2, most + 1)) == every
+    return pace if whole else replace(pace, sizes=frozenset({1}))
 
 
 def _meta(session: Any, digest: str) -> BundleMeta:
@@ -181,8 +202,9 @@ def _meta(session: Any, digest: str) -> BundleMeta:
 def _check_contract(session: Any, meta: BundleMeta, digest: str) -> int:
     """Return the embedding's width, once graph and metadata agree on names, types and shapes."""
     outputs = {spec.name: spec for spec in meta.outputs}
-    if tuple(outputs) != ("logits", "embedding"):
-        raise BundleRefused(f"expected outputs logits and embedding in {digest}, got {tuple(outputs)}")
+    named = ("logits", "embedding") if meta.exit is None else ("logits", "embedding", meta.exit.output)
+    if tuple(outputs) != named:
+        raise BundleRefused(f"expected outputs {' and '.join(named)} in {digest}, got {tuple(outputs)}")
     wanted = {meta.input.name: meta.input, **outputs}
     graph = {tensor.name: tensor for tensor in (*session.get_inputs(), *session.get_outputs())}
     if set(graph) != set(wanted) or len(session.get_inputs()) != 1:
@@ -223,7 +245,8 @@ def _array(text: str, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) 
         raise BundleRefused(f"expected base64 of {dtype} {shape} in {where}, got {error}") from error
 
 
-def _check_golden(slot: Slot, golden: Golden, number: int) -> None:
+def _check_golden(slot: Slot, golden: Golden, number: int) -> NDArray[Any]:
+    """Return a golden's input, once the slot reproduces its outputs."""
     where = f"golden {number} ({golden.kind}) of {slot.digest}"
     spec, rows = slot.meta.input, golden.rows
     x = _array(golden.input_b64, NUMPY_TYPES[spec.datatype], (rows, *spec.shape[1:]), where)
@@ -236,7 +259,11 @@ def _check_golden(slot: Slot, golden: Golden, number: int) -> None:
         _array(golden.logits_b64, float32, (rows, len(slot.meta.classes)), where),
         _array(golden.embedding_b64, float32, (rows, slot.embedding), where),
     )
-    for name, want, got in zip(("logits", "embedding"), wanted, came, strict=True):
+    compared = list(zip(("logits", "embedding"), wanted, came, strict=True))
+    if slot.staged is not None and golden.exit_logits_b64 is not None:
+        want = _array(golden.exit_logits_b64, float32, wanted[0].shape, where)
+        compared.append((slot.staged.output, want, slot.staged.exit_logits(x)))
+    for name, want, got in compared:
         gap = np.abs(want - got)
         # NaN compares false with everything, so a graph that answers NaN fails here too.
         if not (gap <= GOLDEN_ATOL + GOLDEN_RTOL * np.abs(want)).all():
@@ -244,13 +271,4 @@ def _check_golden(slot: Slot, golden: Golden, number: int) -> None:
                 f"expected {name} of {where} within {GOLDEN_ATOL:g} + {GOLDEN_RTOL:g} of the number, "
                 f"got a gap of {float(gap.max()):.3g}; export it again"
             )
-
-
-def _warm(slot: Slot, max_batch: int) -> None:
-    # The runtime plans memory for every batch size it first meets: do that before traffic does.
-    spec = slot.meta.input
-    for rows in sorted({1, 2, 4, 8, max_batch}):
-        try:
-            slot.run(np.zeros((rows, *spec.shape[1:]), NUMPY_TYPES[spec.datatype]))
-        except ModelFailed as error:
-            raise BundleRefused(f"{slot.digest}: {error}") from error
+    return x

@@ -8,7 +8,8 @@
   record's border; only a killed process or machine leaves a torn tail, which readers ignore.
 * A disk that refuses costs records, counted, and never an answer.
 
-Called by ``recorder.py``. Layouts are ``policies.telemetry``'s. Does not read: the monitors do.
+Called by ``recorder.py`` and by who takes records in from outside. Layouts are ``policies.telemetry``'s.
+Does not read: the monitors do.
 """
 
 import json
@@ -144,6 +145,8 @@ class Spool:
         dropped: Called with (kind, rows) for every loss; must be thread-safe.
         write: Puts records into a stream; tests pass one that fails.
 
+    ``gather`` is called before every flush, so that who appends may put work off till then.
+
     Raises:
         ValueError: The budget is too small.
     """
@@ -172,6 +175,7 @@ class Spool:
         self._wake = threading.Event()
         self._closing = False
         self._refused = False
+        self.gather: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
 
     def start(self) -> None:
@@ -200,6 +204,7 @@ class Spool:
 
     def flush(self, last: bool = False) -> None:
         """Write what is queued; the writer thread's own step. ``last`` holds nothing back."""
+        self.gather()
         with self._writing:
             with self._lock:
                 batch, self._queue, self._queued_bytes = self._queue, deque(), 0
@@ -237,3 +242,7 @@ class Spool:
         while not self._closing:
             self._wake.wait(FLUSH_S)
             self.flush()
+
+
+def _nothing() -> None:
+    """Gather nothing."""

@@ -29,13 +29,14 @@ def bucket(salt: str, request_id: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What is served at one moment."""
+    """What is served at one moment. ``exit_confidence``: at which a row leaves a network early."""
 
     model: str
     stable: Slot | None = None
     newcomer: Slot | None = None
     share: float = 0.0
     previous: Slot | None = None
+    exit_confidence: float | None = None
 
     def route(self, request_id: str) -> Slot | None:
         """Return the slot that answers a request that names no version; None when nothing is ready."""

@@ -231,16 +231,19 @@ class Thread:
         self.settings.admin_socket.parent.mkdir(parents=True, exist_ok=True)
         public, admin = bind("127.0.0.1:0"), bind_unix(self.settings.admin_socket)
         self.port = public.getsockname()[1]
-        doors = [door(self.plane.front, 5.0), door(self.plane.admin, 5.0)]
-        tasks = [asyncio.create_task(d.serve([s])) for d, s in zip(doors, (public, admin), strict=True)]
+        doors = [door(self.plane.admin, 5.0)]
+        await self.plane.reception.open(public)
+        if self.settings.grpc is not None:
+            self.grpc = self.plane.open_grpc(self.settings.grpc, self.loop)
+        tasks = [asyncio.create_task(doors[0].serve([admin]))]
         while not all(d.started for d in doors):
             await asyncio.sleep(0.001)
         self._up.set()
         await self._stop.wait()
+        await self.plane.drain(5.0)
         for d in doors:
             d.should_exit = True
         await asyncio.gather(*tasks)
-        self.plane.spool.close()
 
 
 class Process:
@@ -257,6 +260,7 @@ class Process:
             found = re.search(r"open: inference=(\S+) metrics=(\S+) ", line)
             if found:
                 self.base, self.metrics_base = f"http://{found[1]}", f"http://{found[2]}"
+                self.grpc = line.partition(" grpc=")[2].strip()
                 break
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -280,7 +284,7 @@ def read_spool(folder: Path, kind: str) -> list[np.ndarray]:
     for path in sorted(folder.glob(f"{kind}-*.seg")):
         head, _, data = path.read_bytes().partition(b"\n")
         header = json.loads(head)
-        assert (header["magic"], header["format"], header["kind"]) == ("instar-spool", 1, kind)
+        assert (header["magic"], header["format"], header["kind"]) == ("instar-spool", 2, kind)
         dtype = np.dtype([(name, code, tuple(shape)) for name, code, shape in header["fields"]])
         blocks.append(np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype))
     return blocks
@@ -343,6 +347,17 @@ def shared(tmp_path_factory):
     state = tmp_path_factory.mktemp("shared") / "s"
     tiny = Forge(state).tiny(seed=1)
     plane = Thread(ServeSettings(state=state, model=MODEL)).start()
+    plane.admin.apply(deployment(1, stable=(1, tiny))).raise_for_status()
+    yield plane, tiny
+    plane.stop()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A data plane that serves generation 1 over REST and gRPC to all tests of a file: (thread, tiny)."""
+    state = tmp_path_factory.mktemp("both") / "s"
+    tiny = Forge(state).tiny(seed=1)
+    plane = Thread(ServeSettings(state=state, model=MODEL, grpc="127.0.0.1:0")).start()
     plane.admin.apply(deployment(1, stable=(1, tiny))).raise_for_status()
     yield plane, tiny
     plane.stop()

@@ -1,45 +1,63 @@
-"""Bodies: in time, in bounds, or refused."""
+"""Bodies: without their coding, within bounds, or refused."""
 
-import asyncio
+import gzip
+import tracemalloc
+import zlib
 
 import pytest
 
-from daemon.serving.body import Gone, read_body
+from daemon.serving.body import decompress, plain
 from daemon.serving.refusals import Malformed, TooLarge
 
-
-def read(messages, headers=None, limit=10, timeout_s=30.0):
-    """Read a body from scripted messages; after the last one nothing ever comes."""
-    rest = list(messages)
-
-    async def receive():
-        if not rest:
-            await asyncio.Event().wait()
-        return rest.pop(0)
-
-    return asyncio.run(read_body(headers or {}, receive, limit, timeout_s))
+TEXT = b"0123456789"
+CODINGS = {b"gzip": gzip.compress, b"deflate": zlib.compress, b" GZip ": gzip.compress}
 
 
-def part(body: bytes, more: bool) -> dict:
-    return {"type": "http.request", "body": body, "more_body": more}
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_coded_body_comes_out_as_it_was_up_to_the_limit(coding):
+    assert plain(CODINGS[coding](TEXT), coding, 10) == TEXT
+    with pytest.raises(TooLarge, match="at most 9 bytes after decompression"):
+        plain(CODINGS[coding](TEXT), coding, 9)
+    assert plain(CODINGS[coding](b""), coding, 10) == b""
 
 
-def test_parts_are_joined_up_to_the_limit():
-    assert read([part(b"12345", True), part(b"67890", False)]) == b"1234567890"
-    with pytest.raises(TooLarge, match="at most 10 bytes, got more"):
-        read([part(b"12345", True), part(b"678901", True)])
+def test_identity_is_no_coding():
+    assert plain(TEXT, b"identity", 1) is TEXT
 
 
-def test_an_announcement_is_enough_to_refuse():
-    with pytest.raises(TooLarge, match="11 announced"):
-        read([], {b"content-length": b"11"})
+@pytest.mark.parametrize("coding", [b"br", b"zstd", b"gzip, gzip", b"", b"x" * 5000])
+def test_other_codings_are_refused(coding):
+    with pytest.raises(Malformed, match="expected Content-Encoding gzip, deflate or none"):
+        plain(TEXT, coding, 10)
 
 
-def test_a_body_that_never_ends_is_refused():
-    with pytest.raises(Malformed, match=r"within 0\.01 s"):
-        read([part(b"1", True)], timeout_s=0.01)
+@pytest.mark.parametrize("coding", [b"gzip", b"deflate"])
+def test_a_stream_that_is_broken_cut_or_followed_is_refused(coding):
+    whole = CODINGS[coding](TEXT)
+    for bad in (b"", TEXT, whole[:-1], whole[:4], whole + b"x", whole + whole):
+        with pytest.raises(Malformed):
+            plain(bad, coding, 100)
+    assert plain(whole, coding, 100) == TEXT
 
 
-def test_a_client_that_leaves_is_not_answered():
-    with pytest.raises(Gone):
-        read([part(b"1", True), {"type": "http.disconnect"}])
+def test_a_raw_deflate_stream_is_not_what_http_calls_deflate():
+    raw = zlib.compressobj(wbits=-15)
+    with pytest.raises(Malformed):
+        plain(raw.compress(TEXT) + raw.flush(), b"deflate", 100)
+
+
+def test_a_bomb_costs_at_most_the_bound():
+    bomb = gzip.compress(bytes(40 << 20))
+
+    def peak(limit):
+        tracemalloc.start()
+        try:
+            with pytest.raises(TooLarge):
+                decompress(bomb, b"gzip", limit)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(1 << 20) < 3 << 20
+    # Negative control: a bound that is no bound is seen.
+    assert peak(30 << 20) > 20 << 20

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from policies.telemetry import group_key, row_key
+from policies.telemetry import OUTCOMES, group_key, row_key
 
 PATH = "/v2/models/meter-reader"
 
@@ -23,7 +23,12 @@ def test_health_and_metadata_before_and_after_the_first_model(forge, thread, kit
     assert "retry-after" in unready.headers
     plane.admin.apply(kit.deployment(1, stable=(7, forge.tiny())))
     assert plane.http.get("/v2/health/ready").json() == {"ready": True}
-    assert plane.http.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert plane.http.get("/v2").json()["extensions"] == [
+        "binary_tensor_data",
+        "model_configuration",
+        "model_repository",
+        "statistics",
+    ]
     about = plane.http.get(PATH).json()
     assert about["versions"] == ["7"]
     assert about["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28]}]
@@ -301,17 +306,17 @@ def test_a_model_that_answers_no_number_is_an_error_once(forge, thread, kit):
     good = plane.http.post(f"{PATH}/infer", json=message(datatype="FP32", data=[255.0] * 784))
     assert (bad.status_code, good.status_code) == (500, 200)
     assert "expected finite outputs of generation 1" in bad.json()["error"]
-    assert counts(plane, "ok", "error", "client_error") == [1, 1, 0]
+    assert counts(plane, "ok", "not_finite", "error", "client_error") == [1, 1, 0, 0]
     plane.plane.spool.flush(last=True)
     block = np.concatenate(kit.read_spool(plane.settings.spool, "telemetry"))
-    assert block["outcome"].tolist() == [2, 0]
+    assert [OUTCOMES[code] for code in block["outcome"]] == ["not_finite", "ok"]
     assert block["generation"].tolist() == [1, 1]
 
 
 def test_unknown_names_and_methods(shared):
     plane, _ = shared
     http = plane.http
-    for path in ("/", "/v2/models/other", f"{PATH}/versions/9", "/v2/models", f"{PATH}/config"):
+    for path in ("/", "/v2/models/other", f"{PATH}/versions/9", "/v2/models", f"{PATH}/outputs"):
         assert http.get(path).status_code == 404, path
     assert http.post("/v2/models/other/infer", json=message()).status_code == 404
     assert http.post(f"{PATH}/versions/9/infer", json=message()).status_code == 404

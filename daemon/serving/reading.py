@@ -1,0 +1,191 @@
+"""The reading of one client: bytes in any pieces become whole requests, within bounds, or are refused.
+
+* Head, number of headers and body are bounded in bytes; so is what comes around a body: chunk extensions,
+  trailers.
+* Trailers are not read, and an offer to upgrade is not taken up (RFC 9110, 6.5.1 and 7.8); together with a
+  body it is refused: the parser would take the body for the next request.
+* After a refusal, or a request that is the last, nothing more is parsed (``_deaf``).
+
+llhttp reads the bytes (``httptools``); nothing here does. ``connection.py`` answers.
+"""
+
+import asyncio
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httptools
+
+if TYPE_CHECKING:
+    from daemon.serving.reception import Reception
+
+MOST_HEAD_BYTES = 16 << 10
+MOST_HEADERS = 100
+NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class Request:
+    """One whole request. ``headers`` has lower-case names; of equal ones, the last."""
+
+    method: bytes
+    target: bytes
+    headers: dict[bytes, bytes]
+    body: bytes
+    received: float
+
+
+class Reading(asyncio.Protocol):
+    """The half of a connection that reads. ``busy``: an answer is owed, so the client has time."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_deaf",
+        "_dry_bytes",
+        "_head_bytes",
+        "_headers",
+        "_method",
+        "_parser",
+        "_reading_head",
+        "_reception",
+        "_target",
+        "_transport",
+        "busy",
+        "expires",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, reception: "Reception") -> None:
+        self._reception = reception
+        self._parser: httptools.HttpRequestParser | None = None
+        self._headers: dict[bytes, bytes] = {}
+        self._method = self._target = b""
+        self._body: list[bytes] = []
+        self._head_bytes = self._body_bytes = self._dry_bytes = 0
+        self._reading_head = True
+        self._deaf = self.busy = False
+        self.expires = NEVER
+
+    @abstractmethod
+    def _whole(self, request: Request, keep: bool) -> None:
+        """Take a whole request; ``keep``: the client may ask more."""
+
+    @abstractmethod
+    def _fail(self, status: int, text: str) -> None:
+        """Refuse what is on the wire, and read no more."""
+
+    def _too_large(self, came: str) -> None:
+        self._reception.refused(self._target, self._fail, came)
+
+    def _feed(self, data: bytes) -> None:
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
+        if self._reading_head:
+            self._head_bytes += len(data)
+        else:
+            self._dry_bytes += len(data)
+        rest = data
+        try:
+            while rest:
+                rest = self._parsed(self._parser, rest)
+        except httptools.HttpParserCallbackError:
+            # Ours, not the client's.
+            raise
+        except httptools.HttpParserError as error:
+            if not self._reading_head and not self._deaf:
+                self._reception.late(self._target)
+            self._fail(400, f"expected an HTTP/1.1 request, got one that breaks it: {error}")
+        if self._reading_head and self._head_bytes > MOST_HEAD_BYTES:
+            self._fail(431, f"expected a head of at most {MOST_HEAD_BYTES} bytes, got more")
+        elif self._dry_bytes > MOST_HEAD_BYTES and not self._reading_head:
+            self._too_large("as many around it")
+
+    def _parsed(self, parser: httptools.HttpRequestParser, data: bytes) -> bytes:
+        """Parse, and return what comes after an offer to upgrade: the parser stops there."""
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            return b"" if self._deaf else data[offer.args[0] :]
+        return b""
+
+    # -- httptools ------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._headers, self._target, self._body, self._body_bytes = {}, b"", [], 0
+        self._reading_head = True
+        self._head_bytes = self._head_bytes or 1
+        if not self.busy:
+            self.expires = self._reception.head_until()
+
+    def on_url(self, url: bytes) -> None:
+        """Read the target, which may come in pieces."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Read a header; a trailer is none."""
+        if len(self._headers) >= MOST_HEADERS:
+            self._fail(431, f"expected at most {MOST_HEADERS} headers, got more")
+        elif self._reading_head:
+            self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Refuse what is announced too large, and wait for the body."""
+        if self._deaf or self._parser is None:
+            return
+        if self._head_bytes > MOST_HEAD_BYTES and self._head_size() > MOST_HEAD_BYTES:
+            self._fail(431, f"expected a head of at most {MOST_HEAD_BYTES} bytes, got more")
+            return
+        self._reading_head, self._head_bytes, self._dry_bytes = False, 0, 0
+        self._method = self._parser.get_method()
+        if self._method == b"CONNECT":
+            self._fail(400, "expected a request to this server, got CONNECT; it is no proxy")
+            return
+        if self._parser.should_upgrade() and (
+            b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
+        ):
+            # Here the parser would take the body for the next request.
+            self._fail(400, "expected plain HTTP/1.1, got a body with an offer to upgrade; leave it out")
+            return
+        if b"host" not in self._headers and self._version() == "1.1":
+            self._fail(400, "expected a Host header in HTTP/1.1, got none")
+            return
+        announced = self._headers.get(b"content-length")
+        # More digits than these is too large without reading it as a number; llhttp has seen to the digits.
+        if announced is not None and (len(announced) > 18 or int(announced) > self._reception.max_body):
+            self._too_large(f"{announced[:20].decode()} announced")
+            return
+        if not self.busy:
+            self.expires = self._reception.body_until()
+        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._version() != "1.0":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _head_size(self) -> int:
+        return len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers.items())
+
+    def _version(self) -> str | None:
+        return None if self._parser is None else str(self._parser.get_http_version())
+
+    def on_body(self, body: bytes) -> None:
+        """Read a piece of the body."""
+        if self._deaf:
+            return
+        self._dry_bytes = 0
+        self._body_bytes += len(body)
+        if self._body_bytes > self._reception.max_body:
+            self._too_large("more")
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Hand a whole request on."""
+        if self._deaf or self._parser is None:
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        request = Request(self._method, self._target, self._headers, body, self._reception.now())
+        keep = self._parser.should_keep_alive()
+        self._reading_head, self._body_bytes, self._body, self._target = True, 0, [], b""
+        self._deaf = not keep
+        self._whole(request, keep)
