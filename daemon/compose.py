@@ -3,6 +3,7 @@
 * One control plane a state folder: the second exits with a clear word.
 * A first policy that is refused stops the start; a later one that is refused does not.
 * Two doors: the UNIX socket for what changes the world, the TCP listener for what shows it, and labels.
+* With a fleet file there is a control plane a device class beside the main one, and the devices' doors.
 """
 
 import asyncio
@@ -12,28 +13,40 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.routing import Route
 
+from daemon.console.events import Bell, events
 from daemon.console.pages import pages
+from daemon.console.telemetry import telemetry
 from daemon.control import socket as control_socket
 from daemon.control.book import Book
 from daemon.control.jobs import Jobs
 from daemon.control.law import Law
-from daemon.control.link import Link
 from daemon.control.operators import Operators
 from daemon.control.performer import Performer
 from daemon.control.schedule import HOUSEKEEPING_S, SNAPSHOT_S, VERIFY_S, Schedule
 from daemon.control.sensors import Sensors
+from daemon.control.shadows import Shadows
+from daemon.control.targets.choice import open_target, parse
+from daemon.control.targets.target import Target
 from daemon.control.turn import Turn
 from daemon.control.views import Views
+from daemon.fleet.jobs import TurnstileJobs
+from daemon.fleet.roll import load_fleet
+from daemon.fleet.yard import FRESH_S, Yard, open_yard
 from daemon.ops import logs, sd
 from daemon.ops.doors import bind, bind_unix, door, opened
 from daemon.ops.files import persist
 from daemon.ops.metrics import ControlMetrics
+from daemon.outside.opening import open_intake
+from daemon.outside.records import Record
 from daemon.rooms import check_rooms
 from daemon.settings import ControlSettings
 from daemon.store.blobs import Blobs
@@ -44,6 +57,9 @@ from policies.clock import Clock, SystemClock
 from policies.document import load_task
 from policies.errors import InstarError, PolicyError
 from policies.terms import Datatype, Source, Task
+
+if TYPE_CHECKING:
+    from daemon.outside.intake import Intake
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +78,11 @@ class Control:
     book: Book
     law: Law
     jobs: Jobs
+    shadows: Shadows
     sensors: Sensors
     samples: Samples
-    link: Link
+    link: Target
+    intake: "Intake | None"
     turn: Turn
     operators: Operators
     views: Views
@@ -72,8 +90,16 @@ class Control:
     clock: Clock
 
 
-def assemble(settings: ControlSettings, clock: Clock) -> Control:
+def assemble(
+    settings: ControlSettings, clock: Clock, link: Target | None = None, jobs_of: type[Jobs] = Jobs
+) -> Control:
     """Put a control plane together over a state folder, which it may create.
+
+    Args:
+        settings: Where things live.
+        clock: The control plane's.
+        link: The target; None opens the one that the settings name.
+        jobs_of: The class of its jobs.
 
     Raises:
         InstarError: The task, the policy or the journal is refused.
@@ -88,19 +114,26 @@ def assemble(settings: ControlSettings, clock: Clock) -> Control:
     samples = Samples(settings.samples, _role_key(settings.state), protocol.data)
     _found(task, settings.task.parent, samples)
     sensors = Sensors(task, protocol.monitoring, settings.spool, samples, settings.snapshots, settings.seed)
-    jobs = Jobs(task, law, book, blobs, samples, settings.jobs, settings.seed)
-    link = Link(settings.serve_socket)
-    performer = Performer(book, law, jobs, blobs, link, task.model, settings.reports)
+    jobs = jobs_of(task, law, book, blobs, samples, settings.jobs, settings.seed)
+    jobs.off_cpus = frozenset() if settings.serve_cpu is None else frozenset({settings.serve_cpu})
+    link = link or open_target(parse(settings.target), task.model, settings.serve_socket, blobs)
+    link.abilities.check(law.policy)
+    intake = open_intake(
+        link, task.model, lambda: book.ledger, settings.blobs, settings.spool, settings.turn_s
+    )
+    shadows = Shadows(task.model, law, book, settings.blobs, settings.spool, settings.jobs)
+    performer = Performer(book, law, jobs, shadows, blobs, link, task.model, settings.reports)
     metrics = ControlMetrics(task.model)
     metrics.interval(settings.turn_s)
     book.listeners.append(metrics.entry)
-    turn = Turn(book, law, jobs, sensors, samples, link, performer, metrics)
+    turn = Turn(book, law, jobs, shadows, sensors, samples, link, performer, metrics)
     operators = Operators(book, law, blobs, link, performer)
     views = Views(task, book, law, turn, sensors, blobs, settings.reports)
     live = book.ledger.live
     sensors.load(None if live is None else live.generation)
     return Control(
-        settings, task, book, law, jobs, sensors, samples, link, turn, operators, views, metrics, clock
+        *(settings, task, book, law, jobs, shadows, sensors, samples, link, intake, turn),
+        *(operators, views, metrics, clock),
     )
 
 
@@ -156,22 +189,27 @@ def _role_key(state: Path) -> bytes:
     return path.read_bytes()
 
 
-async def serve(control: Control) -> None:
-    """Run until a signal: the schedule in its threads, the two doors in this loop."""
+async def serve(control: Control, yard: Yard | None = None) -> None:
+    """Run until a signal: the schedule in its threads, the doors in this loop, lanes beside the main one."""
     settings, book = control.settings, control.book
     schedule = Schedule(control.clock, control.metrics, lambda jump: _jumped(book, jump))
     # Doors first: a port that is taken must not leave a worker behind. Operators are those of the group.
-    listeners = [bind_unix(settings.control_socket, 0o660), bind(settings.listen)]
-    control.turn.verify()
-    control.jobs.recover()
-    book.write("control.started", pid=os.getpid(), version=version("instar"))
-    schedule.every(settings.turn_s, "turn", lambda: _turn(control))
-    schedule.every(VERIFY_S, "verify", control.turn.verify)
-    schedule.every(SNAPSHOT_S, "snapshot", lambda: _snapshot(control))
-    schedule.every(HOUSEKEEPING_S, "housekeeping", lambda: _keep_house(control))
-    inner = control_socket.app(control.views, control.operators, control.law, control.turn)
-    outer = Starlette(routes=pages(Page(control), lambda task, labels: _labels(control, task, labels)))
-    doors = [door(inner, DRAIN_S), door(outer, DRAIN_S)]
+    lanes = {} if yard is None else yard.lanes
+    open_to_devices = [] if yard is None else yard.doors(DRAIN_S)
+    planes = [control, *lanes.values()]
+    listeners = [bind_unix(plane.settings.control_socket, 0o660) for plane in planes]
+    listeners += [bind(settings.listen), *(listener for _, listener in open_to_devices)]
+    _begin(control, schedule, "")
+    for lane, plane in lanes.items():
+        _begin(plane, schedule, f":{lane}")
+    if yard is not None:
+        schedule.every(FRESH_S, "releases", yard.keep_fresh)
+        schedule.every(SNAPSHOT_S, "telemetry", yard.forget)
+    inner = [control_socket.app(p.views, p.operators, p.law, p.turn) for p in planes]
+    bell = Bell()
+    book.listeners.append(lambda _kind, _body: bell.ring())
+    outer = Starlette(routes=routes(control, bell))
+    doors = [door(app, DRAIN_S) for app in (*inner, outer)] + [each for each, _ in open_to_devices]
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -184,13 +222,34 @@ async def serve(control: Control) -> None:
     await asyncio.wait([asyncio.create_task(stop.wait()), *open_doors], return_when="FIRST_COMPLETED")
     sd.notify(STOPPING="1")
     log.info("stopping: the turn ends, workers stop, the monitors are kept")
+    bell.close()
     for each in doors:
         each.should_exit = True
     watchdog.cancel()
     await asyncio.to_thread(schedule.stop)
     await asyncio.gather(*open_doors)
-    await asyncio.to_thread(_stop, control)
+    for plane in planes:
+        await asyncio.to_thread(_stop, plane)
+    if yard is not None:
+        yard.close()
     log.info("stopped")
+
+
+def _begin(control: Control, schedule: Schedule, lane: str) -> None:
+    """Verify the journal, find what a former process left, and put the plane's work on the schedule."""
+    settings = control.settings
+    control.turn.verify()
+    control.jobs.recover()
+    control.shadows.recover()
+    control.book.write("control.started", pid=os.getpid(), version=version("instar"), target=settings.target)
+    if not control.link.abilities.splits:
+        log.warning(
+            "target=%s: its traffic cannot be split, a newcomer on probation takes all of it", settings.target
+        )
+    schedule.every(settings.turn_s, f"turn{lane}", lambda: _turn(control))
+    schedule.every(VERIFY_S, f"verify{lane}", control.turn.verify)
+    schedule.every(SNAPSHOT_S, f"snapshot{lane}", lambda: _snapshot(control))
+    schedule.every(HOUSEKEEPING_S, f"housekeeping{lane}", lambda: _keep_house(control))
 
 
 def _stop(control: Control) -> None:
@@ -198,9 +257,22 @@ def _stop(control: Control) -> None:
         _snapshot(control)
     finally:
         control.jobs.stop()
+        control.shadows.stop()
     control.samples.close()
     control.link.close()
+    if control.intake is not None:
+        control.intake.close()
     control.book.journal.close()
+
+
+def routes(control: Control, bell: Bell) -> list[Route]:
+    """Return what the TCP listener answers."""
+    page = Page(control)
+    return [
+        *pages(page, lambda task, labels: _labels(control, task, labels)),
+        telemetry(None if control.intake is None else partial(_telemetry, control, control.intake)),
+        events(page.history, bell),
+    ]
 
 
 async def _watch(control: Control, schedule: Schedule) -> None:
@@ -227,7 +299,9 @@ class Page:
 
 
 def _turn(control: Control) -> None:
-    control.turn.run()
+    begun = {} if control.intake is None else control.intake.begun()
+    if control.turn.run() is not None and control.intake is not None:
+        control.intake.read(begun)
     with control.turn.lock:
         control.metrics.fold(
             stages=control.views.count_stages(),
@@ -275,6 +349,14 @@ def _labels(control: Control, task: str, labels: list[tuple[str, int | str]]) ->
     return control.sensors.take_labels(labels, control.clock.now())
 
 
+def _telemetry(
+    control: Control, intake: "Intake", task: str, key: str, records: list[Record]
+) -> tuple[int, bool]:
+    if task != control.task.name:
+        raise KeyError(task)
+    return intake.take(key, records, control.clock.now())
+
+
 def _jumped(book: Book, jump: float) -> None:
     book.write("clock.jumped", seconds=round(jump, 3))
     log.warning("the wall clock jumped by %.1f s", jump)
@@ -286,9 +368,12 @@ def instard() -> None:
     logs.setup(settings.log_level)
     try:
         check_rooms()
-        with StateLock(settings.state / "instard.lock"):
-            control = assemble(settings, SystemClock())
-            asyncio.run(serve(control))
+        with StateLock(settings.state / "instard.lock"), contextlib.ExitStack() as held:
+            fleet = None if settings.fleet is None else load_fleet(settings.fleet)
+            jobs_of = Jobs if fleet is None else TurnstileJobs
+            control = assemble(settings, SystemClock(), jobs_of=jobs_of)
+            yard = None if fleet is None else open_yard(fleet, control, SystemClock(), assemble, held)
+            asyncio.run(serve(control, yard))
     except (InstarError, OSError) as error:
         log.critical("%s", error)
         sys.stderr.write(f"instard: {error}\n")

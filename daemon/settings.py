@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from daemon.control.targets.choice import parse
+
 
 class ControlSettings(BaseModel):
     """The settings of ``instard``."""
@@ -26,6 +28,17 @@ class ControlSettings(BaseModel):
         pattern=r"^[^:]+:[0-9]{1,5}$",
         description="Address of console, labels and metrics, HOST:PORT, port 1 to 65535.",
     )
+    target: str = Field(
+        default="serve",
+        description="Where deployments go: serve, repository:DIR or v2:DIR,URL (docs/targets.md).",
+    )
+    fleet: Path | None = Field(
+        default=None,
+        description="Fleet file (TOML): device classes that join by mutual TLS (docs/devices.md).",
+    )
+    serve_cpu: int | None = Field(
+        default=None, ge=0, description="CPU of instar-serve alone (its --pin); searches keep off it."
+    )
     seed: int = Field(default=1, ge=0, description="Seed that all searches' seeds come from, 0 or more.")
     turn_s: float = Field(default=1.0, ge=0.1, le=60.0, description="Seconds between two turns, 0.1 to 60.")
     log_level: str = Field(
@@ -34,13 +47,21 @@ class ControlSettings(BaseModel):
         description="Least level that is logged: debug, info, warning or error.",
     )
 
-    @field_validator("state", "task", "policy", "signers")
+    @field_validator("state", "task", "policy", "signers", "fleet")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
+    def _absolute(cls, path: Path | None) -> Path | None:
         """Workers run elsewhere: a path must mean the same to them."""
+        if path is None:
+            return None
         if path == Path():
             raise ValueError("expected a path")
         return path.absolute()
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, text: str) -> str:
+        parse(text)
+        return text
 
     @field_validator("listen")
     @classmethod
@@ -115,11 +136,12 @@ class ControlSettings(BaseModel):
         for name, field in cls.model_fields.items():
             variable = f"INSTAR_{name.upper()}"
             fallback = environ.get(variable) or (None if field.is_required() else field.default)
-            default = "required" if fallback is None else f"default: {fallback}"
+            default = "required" if field.is_required() else f"default: {field.default}"
+            default = default if fallback in (None, field.default) else f"default: {fallback}"
             parser.add_argument(
                 _flag(name),
                 default=fallback,
-                required=fallback is None,
+                required=field.is_required() and fallback is None,
                 metavar=name.rpartition("_")[2].upper(),
                 help=f"{field.description} [{variable}, {default}]".replace("%", "%%"),
             )

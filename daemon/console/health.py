@@ -31,7 +31,7 @@ class Diagnosis:
 
 
 _NOT_YET = frozenset(
-    {"founding", "exporting", "judging", "approval", "staging", "probation", "commissioning"}
+    {"founding", "exporting", "judging", "approval", "staging", "shadow", "probation", "commissioning"}
 )
 """Phases in which the monitors of the live generation may not have their reference yet."""
 

@@ -65,7 +65,7 @@ _To = Annotated[
         "--to",
         min=1,
         metavar="GENERATION",
-        show_default="the newcomer's incumbent, else the last retired one",
+        show_default="the newcomer's incumbent, else the generation before",
         help="The generation whose bytes to serve again.",
     ),
 ]
@@ -215,7 +215,10 @@ def thaw(reason: Reason, by: By = None, state: State = None, as_json: Json = Fal
 def rollback(
     reason: Reason, to: _To = None, by: By = None, state: State = None, as_json: Json = False
 ) -> int:
-    """Take a newcomer off probation, or serve a retired generation's bytes again under a new number."""
+    """Take a newcomer off probation, or serve a retired generation's bytes again under a new number.
+
+    Without --to: the generation before the one that is live; asked again, the one before that.
+    """
     body: dict[str, Any] = {"by": who(by), "reason": reason}
     if to is not None:
         body["to"] = to

@@ -1,4 +1,4 @@
-"""The pages and the JSON twin of them, for instard's TCP listener; labels are the one thing that comes in.
+"""The pages and the JSON twin of them, for instard's TCP listener; only labels and telemetry come in there.
 
 Called by ``daemon.compose``, which hands in a ``View`` and what takes labels.
 

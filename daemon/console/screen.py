@@ -124,6 +124,10 @@ def _open(view: CandidateView, now: float) -> Text:
     if view.expires_at is not None:
         left = words.span(view.expires_at - now)
         line.append(f"\nsignatures {words.signatures(view)} · {left} left to approve or decline")
+    if view.shadow is not None:
+        line.append(f"\nbeside the traffic: {view.shadow.finding.value}, {view.shadow.reason}")
+    if view.step is not None:
+        line.append(f"\n{words.step(view)} since {words.since(view.step.since, now)}")
     if view.report is not None:
         line.append(f"\nreport {view.report}")
     return line
@@ -194,6 +198,12 @@ def candidate(view: CandidateView, subject: Subject | None, now: float) -> Rende
         rows.add_row("Genome", Text(f"{view.genome.space}: {genes}"))
     if view.generation is not None:
         rows.add_row("Generation", str(view.generation))
+    if view.shadow is not None:
+        found = view.shadow.finding
+        told = Text.assemble((found.value, _FINDING[found]), f": {view.shadow.reason}")
+        rows.add_row("Shadow", told)
+    if view.step is not None:
+        rows.add_row("Probation", Text(f"{words.step(view)}, since {words.since(view.step.since, now)}"))
     rows.add_row("Signatures", Text(words.signatures(view)))
     if view.expires_at is not None:
         rows.add_row(

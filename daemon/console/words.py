@@ -134,6 +134,13 @@ def signatures(view: CandidateView) -> str:
     return f"{len(view.approvals)} of {view.quorum}{who}"
 
 
+def step(view: CandidateView) -> str:
+    """Return where a candidate on probation stands; an en dash before it had any traffic."""
+    if view.step is None:
+        return UNKNOWN
+    return f"step {view.step.number} of {view.step.of}, {view.step.share:.0%} of the traffic"
+
+
 def is_demo(principal: str) -> bool:
     """Tell whether a principal's key guards nothing.
 

@@ -92,6 +92,7 @@ class Briefs:
             precisions=self._precisions(),
             library=self._library(live) if trigger.kind is TriggerKind.DATA and live is not None else (),
             served_p50_ms=_served_p50_ms(trigger) if trigger.kind is TriggerKind.LATENCY else None,
+            exit_confidence=policy.modification_protocol.exits.threshold,
         )
 
     def gate_path(self, candidate: str) -> Path:

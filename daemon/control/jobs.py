@@ -16,6 +16,7 @@ from daemon.control.book import Book
 from daemon.control.briefs import Briefs
 from daemon.control.law import Law
 from daemon.control.ledger import OpenSearch
+from daemon.control.shadows import shadow_folder
 from daemon.control.workers import Allowance, Worker
 from daemon.store.blobs import Blobs
 from daemon.store.samples import Samples
@@ -44,6 +45,7 @@ class Jobs:
         self._briefs = Briefs(task, law, book, blobs, samples, seed)
         self._folder = folder
         self._seed = seed
+        self.off_cpus: frozenset[int] = frozenset()
         self._search: Worker | None = None
         self._panel: tuple[str, Worker] | None = None
 
@@ -233,6 +235,7 @@ class Jobs:
         candidate = self._book.ledger.open_candidate
         if candidate is not None:
             busy |= {self._search_out(candidate).parent.name, self._panel_folder(candidate.id).name}
+            busy.add(shadow_folder(self._folder, candidate.id).name)
         folders = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         gone = [path for path in folders[_KEPT_FOLDERS:] if path.name not in busy]
         for path in gone:
@@ -321,6 +324,7 @@ class Jobs:
             memory_bytes=clause.max_memory_bytes,
             wall_s=clause.timeout_s,
             threads=max(1, os.cpu_count() or 1) if founding else clause.threads,
+            off_cpus=self.off_cpus,
         )
 
     def _panel_allowance(self) -> Allowance:

@@ -14,8 +14,10 @@ from typing import Any, Protocol
 from pydantic import TypeAdapter
 
 from policies.lifecycle import OPEN, Stage, move
+from policies.probation import Step
+from policies.shadow import ShadowVerdict
 from policies.status import Freeze, Swap
-from policies.terms import Approval, Release, Slot, Trigger, TriggerKind, Verdict
+from policies.terms import Approval, Finding, Release, Slot, Trigger, TriggerKind, Verdict
 from policies.world import Candidate, Kind, Spent
 
 _VERDICTS = TypeAdapter(tuple[Verdict, ...])
@@ -75,6 +77,7 @@ class Ledger:
     searches: int = 0
     judge_attempts: dict[str, int] = field(default_factory=dict)
     judge_failed: dict[str, str] = field(default_factory=dict)
+    shadow_attempts: dict[str, int] = field(default_factory=dict)
     stage_failures: dict[str, int] = field(default_factory=dict)
     frozen: Freeze | None = None
     swaps: list[Swap] = field(default_factory=list)
@@ -116,6 +119,17 @@ class Ledger:
         if self.live is not None:
             last.pop(self.live.candidate, None)
         return dict(sorted(last.items(), key=lambda item: item[1], reverse=True))
+
+    @property
+    def line(self) -> tuple[str, ...]:
+        """Candidates that led to what is live, the first one first: a rollback goes back along it."""
+        line: list[str] = []
+        for swap in self.swaps:
+            if swap.candidate in line:
+                # What was left behind by going back is no longer on the way.
+                del line[line.index(swap.candidate) :]
+            line.append(swap.candidate)
+        return tuple(line)
 
     def nonces(self, now: float) -> set[str]:
         """Return who has spoken on which nonce, as ``nonce/principal``; a yes that expired may be renewed."""
@@ -175,6 +189,9 @@ def _moved(ledger: Ledger, entry: EntryLike) -> None:
         changes |= {key: body[key] for key in ("bundle", "generation", "base_generation") if key in body}
         if "kind" in body:
             changes["kind"] = Kind(body["kind"])
+        if stage is Stage.STAGED:
+            # A generation that comes back is watched anew.
+            changes |= {"shadow": None, "step": None}
         candidate = candidate.model_copy(update=changes)
     ledger.candidates[candidate.id] = candidate
     if candidate.generation is not None:
@@ -206,6 +223,29 @@ def _judge_started(ledger: Ledger, entry: EntryLike) -> None:
 
 def _judge_failed(ledger: Ledger, entry: EntryLike) -> None:
     ledger.judge_failed[entry.body["candidate"]] = entry.body["reason"]
+
+
+def _shadow_started(ledger: Ledger, entry: EntryLike) -> None:
+    ledger.shadow_attempts[entry.body["candidate"]] = entry.body["attempt"]
+
+
+def _shadow_judged(ledger: Ledger, entry: EntryLike) -> None:
+    body = entry.body
+    _change(
+        ledger,
+        body["candidate"],
+        shadow=ShadowVerdict(finding=Finding(body["finding"]), reason=body["reason"]),
+    )
+
+
+def _probation_step(ledger: Ledger, entry: EntryLike) -> None:
+    body = entry.body
+    step = Step(number=body["step"], of=body["of"], share=float(body["share"]), since=entry.at)
+    _change(ledger, body["candidate"], step=step)
+
+
+def _change(ledger: Ledger, name: str, **facts: object) -> None:
+    ledger.candidates[name] = ledger.candidates[name].model_copy(update=facts)
 
 
 def _stage_failed(ledger: Ledger, entry: EntryLike) -> None:
@@ -268,6 +308,9 @@ _FOLDS: dict[str, Callable[[Ledger, EntryLike], None]] = {
     "judge.started": _judge_started,
     "judge.failed": _judge_failed,
     "stage.failed": _stage_failed,
+    "shadow.started": _shadow_started,
+    "shadow.judged": _shadow_judged,
+    "probation.step": _probation_step,
     "dossier.sealed": _sealed,
     "approval.received": _approval,
     "freeze": _freeze,

@@ -142,13 +142,27 @@ class Operators:
         return entry.seq
 
     def _retired(self, to: int | None) -> Candidate:
-        retired = [c for c in self._book.ledger.candidates.values() if c.stage is Stage.RETIRED]
-        retired.sort(key=lambda c: c.generation or 0)
-        if to is not None:
-            retired = [c for c in retired if c.generation == to]
-        if not retired:
-            wanted_text = "a retired generation" if to is None else f"retired generation {to}"
+        """Return whose bytes to bring back: those of a retired generation, or those before what is live.
+
+        Going back twice goes back two steps: what was left is no longer on the way, and is named to return.
+        """
+        ledger = self._book.ledger
+        if to is None:
+            if len(ledger.line) < 2:
+                left = ", ".join(str(generation) for generation in ledger.retired.values())
+                more = f"; --to goes to a generation that was left: {left}" if left else ""
+                raise PermanentError(
+                    f"expected a generation before the one that is live, there is none{more}; "
+                    "see instar candidates"
+                )
+            target = ledger.candidates[ledger.line[-2]]
+            if target.stage is Stage.LIVE:
+                # The newcomer was confirmed this moment, and the turn has not retired it yet.
+                self._book.move(target, Stage.RETIRED, "an operator goes back to it")
+            return ledger.candidates[target.id]
+        found = [c for c in ledger.candidates.values() if c.stage is Stage.RETIRED and c.generation == to]
+        if not found:
             raise PermanentError(
-                f"expected {wanted_text} to go back to, there is none; see instar candidates"
+                f"expected retired generation {to} to go back to, there is none; see instar candidates"
             )
-        return retired[-1]
+        return found[0]

@@ -14,11 +14,12 @@ from daemon.control.book import Book
 from daemon.control.jobs import Jobs
 from daemon.control.law import Law
 from daemon.control.link import Link
+from daemon.control.shadows import Shadows
 from daemon.control.state import wanted
 from daemon.store.blobs import Blobs
-from policies import acts
+from policies import acts, shadow
 from policies.clearance import clear
-from policies.errors import PermanentError, TamperError
+from policies.errors import PermanentError, TamperError, TemporaryError
 from policies.lifecycle import Stage
 from policies.terms import Deployment, Dossier, Finding
 from policies.wire import canonical, digest_bytes
@@ -33,9 +34,18 @@ class Performer:
     """Performs acts; everything it knows is passed in."""
 
     def __init__(
-        self, book: Book, law: Law, jobs: Jobs, blobs: Blobs, link: Link, model: str, reports: Path
+        self,
+        book: Book,
+        law: Law,
+        jobs: Jobs,
+        shadows: Shadows,
+        blobs: Blobs,
+        link: Link,
+        model: str,
+        reports: Path,
     ) -> None:
         self._reports = reports
+        self._shadows = shadows
         self._book = book
         self._law = law
         self._jobs = jobs
@@ -55,7 +65,11 @@ class Performer:
             acts.Seal: self._seal,
             acts.Move: self._move,
             acts.StageSlot: self._stage,
+            acts.StartShadow: lambda act, _now: self._shadows.start(self._candidate(act.candidate)),
+            acts.SealShadow: self._seal_shadow,
+            acts.EndShadow: self._end_shadow,
             acts.BeginProbation: self._begin_probation,
+            acts.TakeStep: self._take_step,
             acts.Promote: self._promote,
             acts.Revert: self._revert,
             acts.Retire: self._retire,
@@ -77,7 +91,7 @@ class Performer:
             TemporaryError: It does not answer.
             PermanentError: It refuses the wanted state, and serves what it served.
         """
-        target = wanted(self._book.ledger, self._model, self._share())
+        target = self._wanted()
         observed = self._link.observed()
         if target.stable is None and target.newcomer is None and observed.stable is None:
             return
@@ -183,7 +197,7 @@ class Performer:
 
     def _stage(self, act: acts.StageSlot, _now: float) -> None:
         candidate = self._candidate(act.candidate)
-        target = wanted(self._book.ledger, self._model, self._share(), staging=(candidate.id, act.generation))
+        target = self._wanted(staging=(candidate.id, act.generation))
         try:
             self._apply(target)
         except PermanentError as error:
@@ -198,9 +212,52 @@ class Performer:
             candidate, Stage.STAGED, "self-tested and warm, no traffic yet", generation=act.generation
         )
 
-    def _begin_probation(self, act: acts.BeginProbation, _now: float) -> None:
+    def _seal_shadow(self, act: acts.SealShadow, _now: float) -> None:
         candidate = self._candidate(act.candidate)
-        self._book.move(candidate, Stage.PROBATION, f"{100 * act.share:.0f} % of the traffic")
+        try:
+            result = self._shadows.result(candidate)
+        except TamperError as error:
+            self._end(candidate, str(error))
+            return
+        verdict = shadow.judge(result, self._law.policy.modification_protocol.shadow)
+        self._book.write(
+            "shadow.judged",
+            candidate=candidate.id,
+            finding=verdict.finding.value,
+            reason=verdict.reason,
+            **result.model_dump(mode="json", exclude={"candidate"}),
+        )
+        log.info("candidate=%s shadow=%s: %s", candidate.id, verdict.finding.value, verdict.reason)
+
+    def _end_shadow(self, act: acts.EndShadow, _now: float) -> None:
+        self._end(self._candidate(act.candidate), act.reason)
+
+    def _end(self, candidate: Candidate, reason: str) -> None:
+        """Abandon a newcomer that nobody could show to be fit, and call a person."""
+        self._book.move(candidate, Stage.ABANDONED, reason)
+        self.page(f"candidate {candidate.id} was abandoned before it had traffic", reason)
+
+    def _begin_probation(self, act: acts.BeginProbation, now: float) -> None:
+        candidate = self._candidate(act.candidate)
+        self._book.move(candidate, Stage.PROBATION, f"begins with {100 * act.share:g} % of the traffic")
+        step = acts.TakeStep(
+            candidate=act.candidate, number=1, of=act.of, share=act.share, reason="probation begins"
+        )
+        self._take_step(step, now)
+
+    def _take_step(self, act: acts.TakeStep, _now: float) -> None:
+        self._book.write(
+            "probation.step",
+            candidate=act.candidate,
+            step=act.number,
+            of=act.of,
+            share=act.share,
+            reason=act.reason,
+        )
+        log.info(
+            "candidate=%s step=%d of=%d share=%g: %s",
+            *(act.candidate, act.number, act.of, act.share, act.reason),
+        )
         self.reconcile()
 
     def _promote(self, act: acts.Promote, _now: float) -> None:
@@ -218,20 +275,25 @@ class Performer:
 
     # -- the data plane ---------------------------------------------------------------------------------
 
-    def _share(self) -> float:
-        return self._law.policy.modification_protocol.probation.share
+    def _wanted(self, staging: tuple[str, int] | None = None) -> Deployment:
+        threshold = self._law.policy.modification_protocol.exits.threshold
+        return wanted(self._book.ledger, self._model, staging, threshold)
 
     def _apply(self, target: Deployment) -> None:
         plain = target.model_dump(mode="json", exclude={"revision"})
         digest = digest_bytes(canonical(plain))
         if self._refused is not None and self._refused[0] == digest:
-            # The same wish was refused before: it is asked again, and not written again every second.
+            # The same wish was refused or not answered before: it is not written again every second.
             self._link.apply(target.model_copy(update={"revision": self._refused[1]}))
             seq = self._refused[1]
         else:
             seq = self._book.write("deploy.intent", deployment=plain, digest=digest).seq
             try:
                 self._link.apply(target.model_copy(update={"revision": seq}))
+            except TemporaryError:
+                # Devices take their time: the same wish is asked again, under the same revision.
+                self._refused = (digest, seq)
+                raise
             except PermanentError as error:
                 self._refused = (digest, seq)
                 self._book.write("deploy.refused", revision=seq, reason=str(error))

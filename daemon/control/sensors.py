@@ -56,6 +56,7 @@ class Sensors:
         self._inputs = SpoolReader(spool, "samples", Cursor(0, 0))
         self._lock = threading.Lock()
         self._pending: list[Labels] = []
+        self.saved: dict[str, Cursor] = {}
         self.watch: Watch | None = None
         self.tally: Tally | None = None
 
@@ -157,6 +158,8 @@ class Sensors:
             **{f"{_TALLY}{name}": array for name, array in counted.items()},
         )
         persist(self._path, buffer.getvalue())
+        # Up to here nobody will ever read again: what lies before may be deleted.
+        self.saved = {"telemetry": self._telemetry.cursor, "samples": self._inputs.cursor}
 
     def load(self, generation: int | None) -> bool:
         """Take up a saved file, when there is one of this generation."""

@@ -3,7 +3,7 @@
 from daemon.control.ledger import Ledger
 from policies.lifecycle import Stage
 from policies.terms import Deployment, Slot
-from policies.world import Candidate, Kind
+from policies.world import Candidate
 
 
 def slot(candidate: Candidate, generation: int | None = None) -> Slot:
@@ -18,14 +18,19 @@ def slot(candidate: Candidate, generation: int | None = None) -> Slot:
     return Slot(generation=number, bundle=candidate.bundle)
 
 
-def wanted(ledger: Ledger, model: str, share: float, staging: tuple[str, int] | None = None) -> Deployment:
+def wanted(
+    ledger: Ledger,
+    model: str,
+    staging: tuple[str, int] | None = None,
+    exit_confidence: float | None = None,
+) -> Deployment:
     """Return the deployment that the ledger asks for.
 
     Args:
         ledger: The folded journal.
         model: The model's name.
-        share: The newcomer's share while on probation (policy).
         staging: A candidate and its generation that are about to be staged.
+        exit_confidence: At which a row may leave early (policy); None: nobody does.
     """
     live = ledger.live
     stable = None if live is None else Slot(generation=live.generation, bundle=live.bundle)
@@ -38,7 +43,8 @@ def wanted(ledger: Ledger, model: str, share: float, staging: tuple[str, int] | 
             newcomer = slot(candidate)
         elif candidate.stage is Stage.PROBATION:
             newcomer = slot(candidate)
-            part = share if candidate.kind is Kind.ADAPTATION else 1.0
+            # Recorded and then given: without a step there is no share yet.
+            part = 0.0 if candidate.step is None else candidate.step.share
             if stable is None:
                 # The founding generation serves alone while it is on probation.
                 stable, newcomer, part = newcomer, None, 0.0
@@ -49,4 +55,5 @@ def wanted(ledger: Ledger, model: str, share: float, staging: tuple[str, int] | 
         newcomer=newcomer,
         newcomer_share=part,
         previous=ledger.previous,
+        exit_confidence=exit_confidence,
     )

@@ -17,19 +17,26 @@ from daemon.control.law import Law
 from daemon.control.link import Link, Observed, Unreachable
 from daemon.control.performer import Performer
 from daemon.control.sensors import Sensors
+from daemon.control.shadows import Shadows
 from daemon.ops.metrics import ControlMetrics
 from daemon.store.samples import Samples
 from policies import rules
 from policies.errors import InstarError, PermanentError, TamperError
 from policies.lifecycle import Stage
 from policies.plan import Plan, plan
+from policies.probation import Step
 from policies.status import Blocked
 from policies.terms import Level, Signal
-from policies.world import Kind, RowCounts, World
+from policies.world import Candidate, Kind, RowCounts, World
 
 log = logging.getLogger(__name__)
 
 Hook = Callable[[str], None]
+
+
+def _step(candidate: Candidate | None) -> Step | None:
+    """Return the step that a candidate on probation has taken last."""
+    return candidate.step if candidate is not None and candidate.stage is Stage.PROBATION else None
 
 
 def _no_hook(_place: str) -> None:
@@ -44,6 +51,7 @@ class Turn:
         book: Book,
         law: Law,
         jobs: Jobs,
+        shadows: Shadows,
         sensors: Sensors,
         samples: Samples,
         link: Link,
@@ -54,6 +62,7 @@ class Turn:
         self._book = book
         self._law = law
         self._jobs = jobs
+        self._shadows = shadows
         self._sensors = sensors
         self._samples = samples
         self._link = link
@@ -115,7 +124,12 @@ class Turn:
             self._hook(f"after {type(act).__name__}")
         if unreachable is not None:
             blocked.insert(
-                0, Blocked(what="the data plane", why=unreachable, remedy="systemctl status instar-serve")
+                0,
+                Blocked(
+                    what="the data plane",
+                    why=unreachable,
+                    remedy="systemctl status instar-serve, or the server that --target names",
+                ),
             )
         self.blocked = tuple(blocked)
         return decided
@@ -124,9 +138,8 @@ class Turn:
         ledger = self._book.ledger
         live = None if ledger.live is None else ledger.live.generation
         self._sensors.follow(live)
-        candidate = ledger.open_candidate
-        on_probation = candidate is not None and candidate.stage is Stage.PROBATION
-        self._sensors.compare(candidate.since if candidate is not None and on_probation else None)
+        step = _step(ledger.open_candidate)
+        self._sensors.compare(None if step is None else step.since)
         self._sensors.read()
         self.signals = self._sensors.assess(now)
         for signal in self.signals:
@@ -191,9 +204,9 @@ class Turn:
         since = 0.0 if trigger is None else rules.change_since(trigger)
         counts = self._samples.counts(since)
         self.rows = RowCounts(train=counts.train, search=counts.search, gate=counts.gate)
-        on_probation = candidate is not None and candidate.stage is Stage.PROBATION
         live = None if ledger.live is None else ledger.live.generation
         generation = None if candidate is None else candidate.generation
+        on_probation = _step(candidate) is not None
         return World(
             policy=self._law.digest,
             frozen=ledger.frozen,
@@ -203,13 +216,14 @@ class Turn:
             trigger=trigger,
             search=self._jobs.search_job(),
             judge=self._jobs.panel_job(),
+            shadow=self._shadows.job(),
             signals=self.signals,
             rows=self.rows,
             swaps=tuple(ledger.swaps),
             spent=tuple(ledger.spent),
+            splits=self._link.abilities.splits,
             newcomer=self._sensors.arm(generation) if on_probation else None,
             incumbent=self._sensors.arm(live) if on_probation else None,
-            probation_since=candidate.since if candidate is not None and on_probation else None,
         )
 
     def _record_failure(self, error: Exception) -> None:

@@ -14,7 +14,7 @@ from policies import limits
 from policies.lifecycle import Stage
 from policies.status import CandidateView, Status
 from policies.terms import Level, Task
-from policies.world import Candidate
+from policies.world import Candidate, Kind
 
 _WORST = (Level.ALARM, Level.WARNING, Level.UNKNOWN, Level.QUIET)
 
@@ -71,6 +71,8 @@ class Views:
             ),
             quorum=clause.quorum,
             verdicts=candidate.verdicts,
+            shadow=candidate.shadow,
+            step=candidate.step,
         )
 
     def report_path(self, candidate: Candidate) -> Path:
@@ -111,7 +113,7 @@ class Views:
                 Stage.EXPORTED: "judging",
                 Stage.CLEARED: "approval",
                 Stage.APPROVED: "staging",
-                Stage.STAGED: "staging",
+                Stage.STAGED: "shadow" if candidate.kind is Kind.ADAPTATION else "staging",
                 Stage.PROBATION: "probation",
             }[candidate.stage]
         if ledger.search is not None:

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from daemon.control import cage
 from daemon.control.cage import Grants
+from daemon.ops.memory import first_to_go
+from daemon.ops.scheduling import keep_off
 from policies.clock import Clock
 from policies.errors import PermanentError
 from policies.world import JobState
@@ -53,12 +55,13 @@ _CAGE = "cage.json"
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a worker may use, enforced from outside it."""
+    """What a worker may use, enforced from outside it; ``off_cpus`` are those that a search keeps off."""
 
     cpu_s: float
     memory_bytes: int
     wall_s: float
     threads: int
+    off_cpus: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -209,6 +212,9 @@ def start(module: str, case: Path, folder: Path, result: str, allowance: Allowan
     _restrain(process.pid, allowance)
     if module in _ROOMS:
         _yield_as_a_group(process.pid)
+        log.info("worker %s: %s", folder.name, first_to_go(process.pid))
+        if allowance.off_cpus:
+            log.info("worker %s: %s", folder.name, keep_off(process.pid, allowance.off_cpus))
     (folder / "pid").write_text(str(process.pid))
     return Worker(
         folder=folder,

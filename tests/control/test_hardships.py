@@ -258,7 +258,14 @@ class TestLawAndGate:
 class TestData:
     def test_a_sick_first_generation_is_served_and_a_person_called(self, host: Any) -> None:
         host.arm = lambda _generation: Arm(
-            generation=1, requests=5000, errors=4000, p50_ms=1.0, p99_ms=2.0, labels=0, correct=0
+            generation=1,
+            requests=5000,
+            errors=4000,
+            not_finite=0,
+            p50_ms=1.0,
+            p99_ms=2.0,
+            labels=0,
+            correct=0,
         )
         host.boot()
         host.turns(20)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def session_nice(pid: int) -> int | None:
 def test_a_search_is_scheduled_as_idle(at_work: Worker) -> None:
     assert os.sched_getscheduler(at_work.pid) == os.SCHED_IDLE
     assert os.sched_getscheduler(0) != os.SCHED_IDLE
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_a_search_keeps_off_the_processor_of_the_server_and_goes_first_when_memory_ends(
+    tmp_path: Path, at_work: Worker
+) -> None:
+    first = min(os.sched_getaffinity(0))
+    brief = tmp_path / "brief.json"
+    brief.write_text("{}")
+    allowance = replace(ALLOWANCE, off_cpus=frozenset({first}))
+    away = workers.start("search", brief, tmp_path / "away", "result.json", allowance, SystemClock())
+    assert os.sched_getaffinity(away.pid) == os.sched_getaffinity(0) - {first}
+    assert os.sched_getaffinity(at_work.pid) == os.sched_getaffinity(0)
+    assert int(Path(f"/proc/{away.pid}/oom_score_adj").read_text()) > 0
+    away.stop()
 
 
 @needs_sessions

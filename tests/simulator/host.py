@@ -14,6 +14,8 @@ from daemon.control.law import Law
 from daemon.control.link import Observed, Unreachable
 from daemon.control.operators import Operators
 from daemon.control.performer import Performer
+from daemon.control.shadows import Shadows
+from daemon.control.targets.target import Abilities
 from daemon.control.turn import Turn
 from daemon.ops.metrics import ControlMetrics
 from daemon.store.blobs import Blobs
@@ -24,6 +26,7 @@ from policies.clock import StandingClock
 from policies.document import load_task
 from policies.errors import PermanentError
 from policies.lifecycle import Stage
+from policies.shadow import ShadowCase, ShadowResult, Times
 from policies.terms import (
     Approval,
     Arm,
@@ -67,6 +70,7 @@ class Plane:
     """A data plane that keeps what it was told, and refuses what it cannot load."""
 
     def __init__(self) -> None:
+        self.abilities = Abilities(splits=True, previous=True, spool=True)
         self.deployment = Deployment(
             revision=0, model="meter-reader", stable=None, newcomer=None, newcomer_share=0.0, previous=None
         )
@@ -119,6 +123,7 @@ class SimulatedSensors:
 
     def compare(self, since: float | None) -> None:
         self.tally = since
+        self._host.windows.append(since)
 
     def read(self) -> None:
         """Read nothing: there is no spool."""
@@ -183,8 +188,11 @@ class Host:
         self.plane = Plane()
         self.search_outcomes: list[str] = []
         self.panel_outcomes: list[str] = []
+        self.shadow_outcomes: list[str] = []
+        self.shadow: dict[str, Any] = {}
         self.findings: dict[str, Finding] = {}
         self.newcomer: dict[str, Any] = {}
+        self.windows: list[float | None] = []
         self.drift = True
         self.operator: Callable[[Host], None] = approve_all
         self.searches_run = 0
@@ -211,7 +219,15 @@ class Host:
         return self.drift and generation == 1
 
     def arm(self, generation: int) -> Arm:
-        good = {"requests": 5000, "errors": 0, "p50_ms": 1.0, "p99_ms": 2.0, "labels": 5000, "correct": 4800}
+        good = {
+            "requests": 5000,
+            "errors": 0,
+            "not_finite": 0,
+            "p50_ms": 1.0,
+            "p99_ms": 2.0,
+            "labels": 5000,
+            "correct": 4800,
+        }
         if generation > 1:
             good |= self.newcomer
         elif self.drift:
@@ -222,12 +238,16 @@ class Host:
         out = folder / "out"
         out.mkdir(parents=True, exist_ok=True)
         (folder / "pid").write_text("0")
-        outcomes = self.search_outcomes if module == "search" else self.panel_outcomes
+        outcomes = {
+            "search": self.search_outcomes,
+            "guards": self.panel_outcomes,
+            "daemon.shadow": self.shadow_outcomes,
+        }[module]
         ended = outcomes.pop(0) if outcomes else "done"
         if module == "search":
             self.searches_run += 1
         if ended == "done":
-            (self._search if module == "search" else self._panel)(case, out)
+            {"search": self._search, "guards": self._panel, "daemon.shadow": self._shadow}[module](case, out)
         return SimulatedWorker(ended, self.caged and module == "search")
 
     def find_worker(self, folder: Path, result: str, *_rest: Any) -> SimulatedWorker | None:
@@ -260,6 +280,23 @@ class Host:
         )
         (out / "panel.json").write_bytes(canonical(result))
 
+    def _shadow(self, path: Path, out: Path) -> None:
+        case = ShadowCase.model_validate_json(path.read_bytes())
+        counts: dict[str, Any] = {
+            "rows": 200,
+            "looks": 1,
+            "disagreed": 60,
+            "errors": 0,
+            "not_finite": 0,
+            "newcomer": Times(p50_ms=1.0, p99_ms=2.0),
+            "incumbent": Times(p50_ms=1.0, p99_ms=2.0),
+            "ratio": 1.0,
+            "ratio_interval": (0.9, 1.1),
+            "wall_s": 5.0,
+        }
+        result = ShadowResult(candidate=case.candidate, bundle=case.newcomer.bundle, **(counts | self.shadow))
+        (out / "shadow.json").write_bytes(canonical(result))
+
     # -- control ----------------------------------------------------------------------------------------
 
     def boot(self, hook: Callable[[str], None] = lambda _place: None) -> None:
@@ -284,13 +321,18 @@ class Host:
         sensors: Any = SimulatedSensors(self)
         link: Any = self.plane
         self.jobs = Jobs(task, self.policy, self.book, self.blobs, samples, self.state / "jobs", 1)
+        self.shadows = Shadows(
+            task.model, self.policy, self.book, self.blobs.root, self.state / "spool", self.state / "jobs"
+        )
         performer = Performer(
-            self.book, self.policy, self.jobs, self.blobs, link, task.model, self.state / "reports"
+            *(self.book, self.policy, self.jobs, self.shadows, self.blobs, link, task.model),
+            self.state / "reports",
         )
         self.turn = Turn(
             self.book,
             self.policy,
             self.jobs,
+            self.shadows,
             sensors,
             samples,
             link,
@@ -301,6 +343,7 @@ class Host:
         self.operators = Operators(self.book, self.policy, self.blobs, link, performer)
         self.turn.verify()
         self.jobs.recover()
+        self.shadows.recover()
 
     def turns(self, number: int) -> None:
         """Run turns, one second and one look of the operator each."""
@@ -317,11 +360,12 @@ class Host:
             self.turns(1)
         raise AssertionError(f"no generation went live: {self.stages()}")
 
-    def until(self, stage: Stage) -> None:
-        """Run until the open candidate stands in a stage."""
+    def until(self, stage: Stage, generation: int | None = None) -> None:
+        """Run until the open candidate stands in a stage; a generation's, where one is named."""
         for _ in range(40):
             candidate = self.book.ledger.open_candidate
-            if candidate is not None and candidate.stage is stage:
+            named = candidate is not None and generation in (None, candidate.generation)
+            if named and candidate is not None and candidate.stage is stage:
                 return
             self.turns(1)
         raise AssertionError(f"no candidate came to {stage}: {self.stages()}")

@@ -49,8 +49,8 @@ SMALL = {
     "budget_cpu_s": "12.0",
     "cooldown_s": "5.0",
     "hold_s": "0.5",
-    "min_requests": "150",
-    "min_labels": "60",
+    "min_requests": "60",
+    "min_labels": "30",
     "margin": "0.05",
     "min_accuracy": "0.60",
 }

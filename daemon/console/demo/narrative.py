@@ -138,6 +138,15 @@ def _approval(body: dict[str, Any]) -> Text:
     return Text(f"{body['principal']}{demo}: {body['decision']}", style="bold")
 
 
+def _shadow(body: dict[str, Any]) -> Text:
+    style = "green" if body["finding"] == "pass" else "bold red"
+    return Text.assemble("beside the traffic: ", (body["finding"], style), f", {body['reason']}")
+
+
+def _step(body: dict[str, Any]) -> Text:
+    return Text(f"step {body['step']} of {body['of']}: {body['share']:.0%} of the traffic; {body['reason']}")
+
+
 def _signal(body: dict[str, Any]) -> Text | None:
     if body["level"] == "unknown":
         return None
@@ -166,6 +175,9 @@ _TELLERS: dict[str, Callable[[dict[str, Any]], Text | None]] = {
     "dossier.sealed": _sealed,
     "judge.failed": _bad("the guard worker failed"),
     "stage.failed": _bad("not staged"),
+    "shadow.judged": _shadow,
+    "shadow.failed": _bad("the shadow worker failed"),
+    "probation.step": _step,
     "approval.received": _approval,
     "approval.refused": _bad("approval refused"),
     "reference.sealed": _reference,

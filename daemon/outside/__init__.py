@@ -1,0 +1,1 @@
+"""Telemetry that other servers' clients bring: read, checked whole, spooled durably, once."""

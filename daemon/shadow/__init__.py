@@ -1,0 +1,1 @@
+"""A newcomer beside the traffic, in a process of its own."""
