@@ -17,11 +17,11 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUNS := $(VENV)/.runs
 TESTS := $(VENV)/.tests
 
-.PHONY: help run test check bench bench-search clean
+.PHONY: help run test check bench bench-search bench-serving clean
 
 help: ## show this
 	@echo 'make TARGET; every target first makes what it needs in $(VENV)/'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 run: $(RUNS) ## play the whole loop on a real digit reader; ARGS=--exit leaves at the end, ARGS=--help says more
 	@echo '[3/3] starting the demo'
@@ -38,14 +38,17 @@ check: $(TESTS) ## format, lint, types, imports between the rooms, links in the 
 	@echo 'links:   docs/check_links.py' && $(BIN)/python docs/check_links.py
 	@echo 'check: all well'
 
-bench: $(TESTS) ## run every benchmark but those of the search, one after the other
+bench: $(TESTS) ## run every benchmark that has no table of its own, one after the other
 	@for script in $$(grep -l '__main__' benchmarks/*/*.py benchmarks/*.py 2>/dev/null \
-		| grep -v '^benchmarks/search/' | sort); do \
+		| grep -v -E '^benchmarks/(search|serving)/' | sort); do \
 		echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done
-	@echo 'The benchmarks of the search take hours: make bench-search'
+	@echo 'The others take longer: make bench-serving, and make bench-search (hours)'
 
 bench-search: $(TESTS) ## measure the search beside its peers, into docs/benchmarks; ARGS=--help says more
 	@$(BIN)/python -m benchmarks.search.table $(ARGS)
+
+bench-serving: $(TESTS) ## measure the serving beside its peers, into docs/benchmarks; ARGS=--help says more
+	@$(BIN)/python -m benchmarks.serving.table $(ARGS)
 
 clean: ## remove the environment, the caches and the demo's state
 	rm -rf $(VENV) .instar/demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

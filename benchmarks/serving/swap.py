@@ -1,238 +1,264 @@
-"""Latency of instar-serve, steady and while its model is swapped; open loop, from a process of its own.
+"""Latency at 1,000 requests a second: steady, during swaps of equal size, while a large model is built.
 
-    python benchmarks/serving/swap.py [--rate 300] [--seconds 10] [--swap-every-s 0.25]
+    python -m benchmarks.serving.swap [--runs 5] [--quick]
 
-Prints one line a phase: requests, lost, p50, p99 and maximum in milliseconds, once from the moment when a
-request was due, so that a server that stalls cannot hide it (the client's timer adds up to 1 ms), and once
-from the moment when it was sent. Each swap loads and proves a bundle that is not
-loaded. Also raw onnxruntime for the same model, batch 1. The model is a small convolutional one with random
-weights; the requests are JSON of one 28x28 digit.
+* An open loop (``openloop``) sends the MLP's request with binary tensors; server and client have a core each.
+* ``steady``: nothing else. ``swaps``: every 0.25 s the other of two MLPs is loaded, proven and served.
+  ``building``: every 0.5 s a network of 540 nodes and 7.9 M parameters is loaded and proven as the way back,
+  and let go; what is served stays the MLP, so that only the building is measured.
+* The three are measured in turn, run by run. Where others had the processors (``quiet``), a phase is measured
+  again.
+* A request that is not answered with 200 is lost; one is enough to miss the target.
 """
 
 import argparse
-import asyncio
-import base64
-import json
-import re
-import subprocess
-import sys
+import contextlib
+import os
 import tempfile
-import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.search.table import say
+from benchmarks.serving import asks, models, stage, tree
+from benchmarks.serving.openloop import Loop
+from benchmarks.serving.quiet import Watch, calmest
+from benchmarks.serving.row import Figure, Row
+from benchmarks.serving.stage import Served
 from policies import bundle
+from policies.errors import PermanentError
 from policies.terms import Deployment, Slot
-from policies.wire import canonical, digest_bytes
+from policies.wire import canonical
 
-MODEL, CLASSES, WIDTH, CONNECTIONS = "bench", 10, 48, 16
+MODEL, RATE = "mlp", 1000.0
+SECONDS, QUICK_SECONDS = 10.0, 3.0
+SWAP_EVERY_S, BUILD_EVERY_S = 0.25, 0.5
+# As many blocks of three nodes as make 540, as wide as makes 7.9 M parameters.
+_BLOCKS, _WIDTH, _PIXELS = 180, 209, 784
 
 
-def graph(seed: int) -> onnx.ModelProto:
-    """Return three convolutions, a pool and a linear layer."""
+@dataclass(frozen=True)
+class Phase:
+    """What a phase gave; ``orders_ms`` is how long each deployment took."""
+
+    p99_ms: float
+    client_ms: float
+    lost: int
+    orders_ms: tuple[float, ...]
+    others: float
+
+
+def large(seed: int) -> bytes:
+    """Return a bundle with the MLP's contract that takes long to build: 32 MB, residual blocks, 540 nodes."""
     rng = np.random.default_rng(seed)
-    widths = (1, 16, 32, WIDTH)
-    arrays = {"scale": np.float32(255), "dense": rng.normal(0, 0.2, (WIDTH, CLASSES)).astype(np.float32)}
+    weights = {"in.w": rng.normal(0, _PIXELS**-0.5, (_PIXELS, _WIDTH))}
     nodes = [
-        helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["f", "scale"], ["unit"]),
-        helper.make_node("Unsqueeze", ["unit", "one"], ["x0"]),
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "in.w"], ["x0"]),
     ]
-    arrays["one"] = np.array([1], np.int64)
-    for i in range(3):
-        kernel = rng.normal(0, (2 / (9 * widths[i])) ** 0.5, (widths[i + 1], widths[i], 3, 3))
-        arrays[f"w{i}"] = kernel.astype(np.float32)
-        strides = [1 + (i > 0)] * 2
-        nodes.append(
-            helper.make_node("Conv", [f"x{i}", f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1], strides=strides)
-        )
-        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"x{i + 1}"]))
-    nodes.append(helper.make_node("GlobalAveragePool", ["x3"], ["pool"]))
-    nodes.append(helper.make_node("Flatten", ["pool"], ["embedding"]))
-    nodes.append(helper.make_node("MatMul", ["embedding", "dense"], ["logits"]))
-    value = helper.make_tensor_value_info
-    return helper.make_model(
-        helper.make_graph(
-            nodes,
-            "bench",
-            [value("image", TensorProto.UINT8, ["n", 28, 28])],
-            [
-                value("logits", TensorProto.FLOAT, ["n", CLASSES]),
-                value("embedding", TensorProto.FLOAT, ["n", WIDTH]),
-            ],
-            [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", bundle.OPSET)],
-        ir_version=9,
+    for place in range(_BLOCKS):
+        name, before, after = f"b{place}", f"x{place}", f"x{place + 1}"
+        weights[f"{name}.w"] = rng.normal(0, 0.3 * _WIDTH**-0.5, (_WIDTH, _WIDTH))
+        nodes += [
+            helper.make_node("MatMul", [before, f"{name}.w"], [f"{name}.m"]),
+            helper.make_node("Relu", [f"{name}.m"], [f"{name}.r"]),
+            helper.make_node("Add", [before, f"{name}.r"], [after]),
+        ]
+    weights["out.w"] = rng.normal(0, 0.01, (_WIDTH, models.CLASSES))
+    nodes += [
+        helper.make_node("Identity", [f"x{_BLOCKS}"], ["embedding"]),
+        helper.make_node("MatMul", ["embedding", "out.w"], ["logits"]),
+    ]
+    value, real = helper.make_tensor_value_info, TensorProto.FLOAT
+    outputs = [
+        value("logits", real, ["n", models.CLASSES]),
+        value("embedding", real, ["n", _WIDTH]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "large",
+        [value("image", real, ["n", *models.SHAPE])],
+        outputs,
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
     )
+    opsets = [helper.make_opsetid("", bundle.OPSET)]
+    proto: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    return models.with_meta(proto, MODEL, seed)
 
 
-def make_bundle(state: Path, seed: int) -> str:
-    """Put a bundle into the state's blobs and return its digest."""
-    proto = graph(seed)
-    x = np.random.default_rng(seed).integers(0, 256, (4, 28, 28), np.uint8)
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    logits, embedding = session.run(["logits", "embedding"], {"image": x})
-    blobs = (base64.b64encode(array.tobytes()).decode() for array in (x, logits, embedding))
-    golden = dict(zip(("input_b64", "logits_b64", "embedding_b64"), blobs, strict=True), rows=4)
-    meta = {
-        "format": 1,
-        "task": MODEL,
-        "model": MODEL,
-        "genome": {"space": "bench", "genes": [seed]},
-        "input": {"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28]},
-        "outputs": [
-            {"name": "logits", "datatype": "FP32", "shape": [-1, CLASSES]},
-            {"name": "embedding", "datatype": "FP32", "shape": [-1, WIDTH]},
-        ],
-        "classes": [str(i) for i in range(CLASSES)],
-        "brief": "bench",
-        "seed": seed,
-        "params": 1,
-        "macs": 1,
-        "goldens": [{"kind": "clean", **golden}, {"kind": "probe", **golden}],
-    }
-    helper.set_model_props(proto, {bundle.KEY: canonical(meta).decode()})
-    raw = proto.SerializeToString()
-    digest = digest_bytes(raw)
-    hexes = digest.removeprefix("sha256:")
-    path = state / "blobs" / "sha256" / hexes[:2] / hexes[2:]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(raw)
-    return digest
+class Desk:
+    """Orders deployments as control does: each has a higher revision, each slot a generation of its own."""
 
+    def __init__(self, state: Path, bundles: tuple[str, ...]) -> None:
+        self._bundles = bundles
+        self._revision = self.generation = 0
+        transport = httpx.HTTPTransport(uds=str(state / "run" / "serve.sock"))
+        self._door = httpx.Client(transport=transport, base_url="http://serve", timeout=60.0)
 
-def start(state: Path) -> tuple[subprocess.Popen[str], str, int]:
-    """Start a server; return it with its host and port."""
-    command = [sys.executable, "-m", "daemon.serving.main", "--state", str(state), "--model", MODEL]
-    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--pin", "0"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for line in server.stderr or ():
-        if found := re.search(r"open: inference=([^:]+):(\d+)", line):
-            threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
-            return server, found[1], int(found[2])
-    raise SystemExit("expected instar-serve to start, see its log above")
+    def close(self) -> None:
+        """Hang up."""
+        self._door.close()
 
+    def digest(self, generation: int) -> str:
+        """Return the bundle of a generation: they take turns, so that anybody can tell."""
+        return self._bundles[generation % len(self._bundles)]
 
-def apply(state: Path, generation: int, digest: str) -> float:
-    """Make a bundle the stable one; return how long that took, in seconds."""
-    wanted = Deployment(
-        revision=generation,
-        model=MODEL,
-        stable=Slot(generation=generation, bundle=digest),
-        newcomer=None,
-        newcomer_share=0.0,
-        previous=None,
-    )
-    transport = httpx.HTTPTransport(uds=str(state / "run" / "serve.sock"))
-    with httpx.Client(transport=transport, base_url="http://serve", timeout=60.0) as client:
+    def swap(self) -> float:
+        """Make the next generation the stable one, the present one the way back; return the seconds."""
+        self.generation += 1
+        return self._order(self.generation, self.generation - 1, self.digest)
+
+    def build(self, digest: str) -> float:
+        """Have a bundle built beside the stable one, as the way back; return the seconds."""
+        # Far from the generations that serve: its number may name no other bytes.
+        return self._order(self.generation, 10**6 + self._revision, lambda _: digest)
+
+    def let_go(self) -> float:
+        """Let the way back go; return the seconds."""
+        return self._order(self.generation, 0, self.digest)
+
+    def refused(self, digest: str) -> str:
+        """Order a bundle that must be refused, as the next generation; return the reason.
+
+        Raises:
+            PermanentError: It was served.
+        """
+        slot = Slot(generation=self.generation + 1, bundle=digest)
+        answer = self._post(Slot(generation=self.generation + 1, bundle=digest), None)
+        if answer.status_code == 200:
+            raise PermanentError(f"expected instar-serve to refuse {slot}, it serves it")
+        return answer.text
+
+    def _order(self, stable: int, previous: int, digest: Callable[[int], str]) -> float:
+        back = Slot(generation=previous, bundle=digest(previous)) if previous else None
         began = time.perf_counter()
-        client.post("/apply", content=canonical(wanted)).raise_for_status()
-        return time.perf_counter() - began
+        answer = self._post(Slot(generation=stable, bundle=self.digest(stable)), back)
+        took_s = time.perf_counter() - began
+        if answer.status_code != 200 or answer.json()["problem"] is not None:
+            raise PermanentError(f"expected generation {stable} to be served, got: {answer.text[:300]}")
+        return took_s
+
+    def _post(self, stable: Slot, previous: Slot | None) -> httpx.Response:
+        self._revision += 1
+        wanted = Deployment(
+            revision=self._revision,
+            model=MODEL,
+            stable=stable,
+            newcomer=None,
+            newcomer_share=0.0,
+            previous=previous,
+        )
+        return self._door.post("/apply", content=canonical(wanted))
 
 
-class Load:
-    """An open loop over kept connections: request i is due at i / rate, whatever the server does."""
-
-    def __init__(self, host: str, port: int, rate: float, seconds: float) -> None:
-        self.host, self.port, self.rate, self.total = host, port, rate, int(rate * seconds)
-        x = np.random.default_rng(0).integers(0, 256, (1, 28, 28), np.uint8)
-        tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": x.ravel().tolist()}
-        body = json.dumps({"inputs": [tensor]})
-        head = f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nhost: b\r\ncontent-length: {len(body)}\r\n\r\n"
-        self.request = (head + body).encode()
-        self.seconds: list[float] = []
-        self.service: list[float] = []
-        self.next = 0
-
-    async def run(self) -> None:
-        """Send everything and wait for the answers."""
-        self.began = time.perf_counter() + 0.05
-        await asyncio.gather(*(self._connection() for _ in range(CONNECTIONS)))
-
-    async def _connection(self) -> None:
-        reader, writer = await asyncio.open_connection(self.host, self.port)
-        while self.next < self.total:
-            due = self.began + self.next / self.rate
-            self.next += 1
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            sent = time.perf_counter()
-            writer.write(self.request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head)
-            await reader.readexactly(int(length[1]) if length else 0)
-            if head.startswith(b"HTTP/1.1 200"):
-                now = time.perf_counter()
-                self.seconds.append(now - due)
-                self.service.append(now - sent)
-        writer.close()
+@contextlib.contextmanager
+def on(core: int) -> Iterator[None]:
+    """Stay on a processor for a while, so that ordering takes no time from the server."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
-def report(name: str, load: Load) -> None:
-    """Print one phase."""
-    lost = load.total - len(load.seconds)
-    print(f"{name:14s} {load.total:6d} sent, {lost} lost, ms", end="")
-    for what, values in (("since due", load.seconds), ("since sent", load.service)):
-        p50, p99, worst = np.percentile(np.array(values) * 1e3, [50, 99, 100])
-        print(f"  {what}: p50 {p50:.2f} p99 {p99:.2f} max {worst:.2f}", end="")
-    print()
+def phase(served: Served, order: Callable[[], float] | None, every_s: float, seconds: float) -> Phase:
+    """Measure one phase.
+
+    Args:
+        served: The server.
+        order: What is ordered meanwhile, and how long that took; None: nothing.
+        every_s: How often.
+        seconds: How long.
+    """
+    ask = asks.ask(asks.Form.BINARY, MODEL, models.digit(0))
+    watch, before, took = Watch.start(), tree.cpu_s(served.process.pid), []
+    loop = Loop(served, ask, RATE, seconds, served.state)
+    due = time.monotonic() + every_s
+    with on(stage.CLIENT_CORE):
+        while loop.running:
+            time.sleep(min(0.01, every_s))
+            if order is not None and time.monotonic() >= due:
+                due += every_s
+                took.append(order() * 1e3)
+    trace = loop.trace()
+    others = watch.others(tree.cpu_s(served.process.pid) - before)
+    say(f"  {trace.say()}; {len(took)} orders; others {others:.2f} cores")
+    return Phase(trace.ms(0.99), trace.client_ms, trace.lost, tuple(took), others)
 
 
-def raw_rate(state: Path, digest: str) -> float:
-    """Return how many single digits a second onnxruntime alone answers, one thread."""
-    hexes = digest.removeprefix("sha256:")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    raw = (state / "blobs" / "sha256" / hexes[:2] / hexes[2:]).read_bytes()
-    session = ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
-    x, n = np.zeros((1, 28, 28), np.uint8), 500
-    began = time.perf_counter()
-    for _ in range(n):
-        session.run(["logits", "embedding"], {"image": x})
-    return n / (time.perf_counter() - began)
+def measure(runs: int, quick: bool) -> list[Row]:
+    """Return the rows of this part."""
+    seconds = QUICK_SECONDS if quick else SECONDS
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder)
+        mlps = tuple(stage.put(state, models.make_bundle(MODEL, seed)) for seed in range(2))
+        heavy = stage.put(state, large(0))
+        served = stage.start(state, MODEL)
+        desk = Desk(state, mlps)
+        building = False
+
+        def build() -> float:
+            nonlocal building
+            building = not building
+            return desk.build(heavy) if building else desk.let_go()
+
+        phases: dict[str, tuple[Callable[[], float] | None, float]] = {
+            "steady": (None, SWAP_EVERY_S),
+            "swaps": (desk.swap, SWAP_EVERY_S),
+            # Every second order builds.
+            "building": (build, BUILD_EVERY_S / 2),
+        }
+        try:
+            desk.swap()
+            found: dict[str, list[Phase]] = {name: [] for name in phases}
+            for number in range(runs):
+                for name, (order, every_s) in phases.items():
+                    say(f"swap: run {number + 1}, {name}")
+                    one = calmest(lambda order=order, every_s=every_s: phase(served, order, every_s, seconds))
+                    found[name].append(one)
+        finally:
+            desk.close()
+            served.stop()
+    return [
+        _row("steady", found["steady"], 1.0),
+        _row("while a model of equal size is swapped in each 0.25 s", found["swaps"], 1.0),
+        _row("while a model of 540 nodes is built each 0.5 s", found["building"], 5.0),
+    ]
+
+
+def _row(what: str, found: list[Phase], ceiling_ms: float) -> Row:
+    lost = sum(one.lost for one in found)
+    p99 = Figure.of([one.p99_ms for one in found])
+    orders = [ms for one in found for ms in one.orders_ms]
+    note = f"{lost} lost; client late by at most {max(one.client_ms for one in found):g} ms (p99)"
+    note += f", others had at most {max(one.others for one in found):.2f} cores"
+    if orders:
+        note += f"; {len(orders)} deployments, median {np.median(orders):.0f} ms each"
+    return Row(
+        f"p99 at 1,000/s, MLP binary, {what}",
+        f"< {ceiling_ms:g} ms, none lost",
+        p99,
+        "ms",
+        met=p99.median < ceiling_ms and lost == 0,
+        note=note,
+    )
 
 
 def main() -> None:
-    """Run the phases."""
+    """Print the rows."""
     parser = argparse.ArgumentParser(description="Latency of instar-serve, steady and during swaps.")
-    parser.add_argument("--rate", type=float, default=300.0, help="requests a second")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of a phase")
-    parser.add_argument("--swap-every-s", type=float, default=0.25, help="pause between two swaps")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="shorter phases")
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        state = Path(folder)
-        digests = [make_bundle(state, seed) for seed in range(2)]
-        print(f"raw onnxruntime, batch 1: {raw_rate(state, digests[0]):.0f}/s")
-        server, host, port = start(state)
-        try:
-            apply(state, 1, digests[1])
-            for name, swapping in (("steady", False), ("during swaps", True), ("steady again", False)):
-                load, swaps, stop = Load(host, port, flags.rate, flags.seconds), [], threading.Event()
-
-                def swap(base=int(swapping), stop=stop, swaps=swaps) -> None:
-                    while base and not stop.wait(flags.swap_every_s):
-                        generation = 2 + len(swaps)
-                        swaps.append(apply(state, generation, digests[generation % 2]))
-
-                swapper = threading.Thread(target=swap)
-                swapper.start()
-                asyncio.run(load.run())
-                stop.set()
-                swapper.join()
-                report(name, load)
-                if swaps:
-                    print(
-                        f"  {len(swaps)} swaps, median {np.median(swaps) * 1e3:.0f} ms from order to served"
-                    )
-        finally:
-            server.terminate()
-            server.wait(30)
+    for row in measure(flags.runs, flags.quick):
+        print(f"{row.what}: {row.ours} {row.unit}, wanted {row.target}: {row.verdict} ({row.note})")
 
 
 if __name__ == "__main__":

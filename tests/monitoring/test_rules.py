@@ -29,7 +29,7 @@ MUTANTS = {
     "latency_budget_burn": ("> 14.4 * 0.01", "> 0.5 * 0.01"),
     "monitors_blind": ("or absent(instar_monitor_interval_seconds)", ""),
     "rolled_back": ("increase(instar_guard_rollbacks_total[30m])", "instar_guard_rollbacks_total"),
-    "serve_errors": ('outcome=~"error|timeout|shed"', 'outcome!="ok"'),
+    "serve_errors": ('outcome=~"error|timeout|shed|not_finite"', 'outcome!="ok"'),
     "serve_missing": ("absent(instar_serve_requests_total)", "instar_serve_requests_total == 0"),
     "store_filling": ("< 1073741824", "< 107374182"),
     "telemetry_dropped": ('{kind="telemetry"}', ""),

@@ -9,15 +9,27 @@ from pathlib import Path
 import pytest
 
 from daemon.control import workers
+from daemon.fleet.device import Place
+from daemon.fleet.settings import DeviceSettings
 from daemon.serving.settings import ServeSettings
 from daemon.settings import ControlSettings
 
 UNITS = Path(__file__).parents[2] / "systemd"
 NAMES = sorted(path.name for path in UNITS.iterdir() if path.is_file())
+CORES = sorted((UNITS / "cores").glob("*.d/cores.conf"))
 SERVICES = [name for name in NAMES if name.endswith(".service")]
 
-# What systemd may find at most, 0 to 10. instard listens on TCP and is the parent of torch.
-EXPOSURE = {"instar-serve.service": 0.2, "instar-search@.service": 0.2, "instard.service": 1.1}
+PLANES = ("instar-serve.service", "instard.service")
+
+# What systemd may find at most, 0 to 10. instar-serve asks for a slice (sched_setattr); instard listens on
+# TCP and is the parent of torch.
+EXPOSURE = {
+    "instar-serve.service": 0.3,
+    "instar-grpc.service": 0.2,
+    "instar-search@.service": 0.2,
+    "instar-device.service": 1.1,
+    "instard.service": 1.1,
+}
 
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not on this machine"
@@ -41,6 +53,10 @@ def verify(folder: Path, mutate: tuple[str, str] | None = None) -> subprocess.Co
     for name in NAMES:
         text = re.sub(r"/opt/instar/bin/[a-z-]+", str(program), unit(name))
         (folder / name).write_text(text if mutate is None else text.replace(*mutate))
+    for path in CORES:
+        (folder / path.parent.name).mkdir()
+        text = path.read_text()
+        (folder / path.parent.name / path.name).write_text(text if mutate is None else text.replace(*mutate))
     command = ["systemd-analyze", "verify", "--man=no", *(str(folder / name) for name in NAMES)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
@@ -55,11 +71,16 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
 @needs_systemd
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
-    [("WatchdogSec=10", "WatchdogSec=often", "often"), ("CPUWeight=idle", "CPUWeigth=idle", "CPUWeigth")],
-    ids=["bad-value", "misspelt-key"],
+    [
+        ("WatchdogSec=10", "WatchdogSec=often", "often"),
+        ("CPUWeight=idle", "CPUWeigth=idle", "CPUWeigth"),
+        ("CPUAffinity=0", "CPUAffinity=first", "first"),
+        ("AllowedCPUs=1", "AllowedCpus=1", "AllowedCpus"),
+    ],
+    ids=["bad-value", "misspelt-key", "bad-value-in-a-drop-in", "misspelt-key-in-a-drop-in"],
 )
 def test_a_unit_with_a_slip_is_found(tmp_path: Path, old: str, new: str, complaint: str) -> None:
-    assert old in "".join(map(unit, NAMES))
+    assert old in "".join([*map(unit, NAMES), *(path.read_text() for path in CORES)])
     assert complaint in verify(tmp_path, (old, new)).stderr
 
 
@@ -99,6 +120,20 @@ def test_the_programs_take_the_flags_that_the_units_give() -> None:
     control = [word for pair in flags("instard.service").items() for word in pair]
     assert ServeSettings.from_args(serve, {}).model == "m"
     assert ControlSettings.from_args(control, {}).listen == "127.0.0.1:8090"
+
+
+def test_a_device_writes_blobs_and_its_own_folder_and_no_spool() -> None:
+    words = [
+        word.replace("${INSTAR_HUB}", "https://hub:8443").replace("${INSTAR_NAME}", "pi5-1")
+        for pair in flags("instar-device.service").items()
+        for word in pair
+    ]
+    settings = DeviceSettings.from_args(words, {})
+    place = Place(settings.state)
+    text = unit("instar-device.service")
+    writable = {Path(path) for path in " ".join(options(text, "BindPaths")).split()}
+    assert writable == {place.blobs, place.own, settings.state / "run"}
+    assert options(text, "BindReadOnlyPaths") == [str(place.spool)]
 
 
 def test_the_units_agree_on_where_the_state_lies() -> None:
@@ -143,6 +178,8 @@ def test_torch_may_write_code_where_it_runs_and_nowhere_else() -> None:
     answers = {name: options(unit(name), "MemoryDenyWriteExecute") for name in SERVICES}
     assert answers == {
         "instar-serve.service": ["yes"],
+        "instar-grpc.service": ["yes"],
+        "instar-device.service": ["yes"],
         "instard.service": ["no"],
         "instar-search@.service": ["no"],
     }
@@ -164,9 +201,9 @@ def test_the_search_by_hand_is_the_command_that_control_starts() -> None:
 
 def test_only_what_pets_a_watchdog_has_one() -> None:
     with_watchdog = {name for name in SERVICES if options(unit(name), "WatchdogSec")}
-    assert with_watchdog == {"instar-serve.service", "instard.service"}
+    assert with_watchdog == {"instar-serve.service", "instar-device.service", "instard.service"}
     root = UNITS.parent / "daemon"
-    for source in ("serving/main.py", "compose.py"):
+    for source in ("serving/main.py", "fleet/main.py", "compose.py"):
         assert 'WATCHDOG="1"' in (root / source).read_text()
 
 
@@ -174,3 +211,42 @@ def test_idle_searches_yield_to_the_data_plane_because_they_are_its_siblings() -
     assert options(unit("instar-serve.service"), "Slice") == ["instar.slice"]
     assert options(unit("instar-search@.service"), "Slice") == ["instar-search.slice"]
     assert options(unit("instar-search.slice"), "CPUWeight") == ["idle"]
+
+
+def test_the_data_plane_weighs_so_much_that_a_search_is_what_is_left_over() -> None:
+    serve, control = (int(options(unit(name), "CPUWeight")[0]) for name in PLANES)
+    assert serve == 10_000
+    assert serve >= 500 * control
+
+
+def test_neither_plane_is_ever_swapped_out_and_both_have_a_ceiling() -> None:
+    for name in PLANES:
+        assert options(unit(name), "MemorySwapMax") == ["0"], name
+        assert options(unit(name), "MemoryMax"), name
+
+
+def test_memory_that_is_short_is_taken_from_a_search_first() -> None:
+    scores = {name: int(*options(unit(name), "OOMScoreAdjust") or ["0"]) for name in SERVICES}
+    assert scores["instar-serve.service"] < scores["instard.service"] < scores["instar-search@.service"]
+
+
+def test_the_data_plane_may_ask_for_its_slice_and_for_nothing_else_of_that_kind() -> None:
+    filters = options(unit("instar-serve.service"), "SystemCallFilter")
+    assert filters == ["@system-service", "~@privileged @resources", "sched_setattr"]
+
+
+def test_with_the_drop_ins_no_core_is_shared_between_the_data_plane_and_a_search() -> None:
+    cores = {
+        path.parent.name.removesuffix(".d"): (
+            options(path.read_text(), "CPUAffinity"),
+            options(path.read_text(), "AllowedCPUs"),
+        )
+        for path in CORES
+    }
+    assert cores == {
+        "instar-serve.service": (["0"], []),
+        "instard.service": ([], ["1"]),
+        "instar-search.slice": ([], ["1"]),
+    }
+    assert {f"{name}.d" for name in cores} == {path.name for path in (UNITS / "cores").iterdir()}
+    assert set(cores) <= set(NAMES)
