@@ -2,15 +2,16 @@
 
     python -m benchmarks.serving.storm [--requests 1000000] [--pause-s 0.2]
 
-* Three witnesses (``witness``) ask at once, in JSON, with binary tensors and, where ``instar-serve`` has
+* Three witnesses (``lookout``) ask at once, in JSON, with binary tensors and, where ``instar-serve`` has
   ``--grpc``, by gRPC. Each answer must be bit-equal to what onnxruntime gives for that row alone with the
   bundle of the generation that the answer names.
 * Meanwhile generations are swapped without end. Bundles are four (three MLPs, one convolutional network), in
   a fixed order in which some come back at once (from the slot that was kept warm), some later (built again)
   and one follows itself under a new number. Every tenth order is a bundle whose bytes were altered: it must
-  be refused, and nothing else may come of it.
-* Wrong is also an answer by a generation before it was ordered, or to what was asked when the next one was
-  confirmed already; and one that goes back on its connection.
+  be refused, and nothing else may come of it. Two orders of ten are canaries: a newcomer gets 0.05, then 0.5
+  of the traffic, and is promoted, or taken away.
+* Wrong is also an answer by a generation before it was ordered, or to what was asked when one that replaced
+  it was confirmed, or it was taken away; and one that goes back on its connection, but from a canary.
 * Asked when refused (not 200), lost (no answer), wrong: none is wanted of 1,000,000 over at least 200 swaps.
 """
 
@@ -30,9 +31,13 @@ from benchmarks.serving.stage import ROOT, Served
 from benchmarks.serving.swap import MODEL, Desk
 from benchmarks.serving.witness import Case, Tally
 from policies.errors import PermanentError
+from policies.terms import Deployment, Slot
+from policies.wire import canonical
 
 REQUESTS, QUICK_REQUESTS, SWAPS, PAUSE_S = 1_000_000, 20_000, 200, 0.2
-REFUSE_EVERY = 10
+REFUSE_AT, PROMOTE_AT, DISMISS_AT, CYCLE = 0, 5, 8, 10
+"""Which order of ten is an altered bundle, a canary that is promoted, one that is taken away."""
+SHARES = (0.05, 0.5)
 TURNS = (0, 1, 0, 2, 3, 2, 2, 1, 3, 0, 3, 1)
 """Which bundle each generation has, in turn; the third is the first one's way back, the seventh renumbers."""
 # JSON costs twice as much as binary, and gRPC more again: so they end at about the same time.
@@ -41,11 +46,70 @@ _SHARES = {Form.JSON: 0.35, Form.BINARY: 0.5, Form.GRPC: 0.15}
 
 @dataclass
 class Log:
-    """When each generation was ordered and confirmed, on the monotonic clock; and how many were refused."""
+    """When each generation was first ordered, had all the traffic for certain, and was taken away (canaries).
+
+    On the monotonic clock. Beside that, how many orders were refused, went back, and were canaries.
+    """
 
     ordered: dict[int, float] = field(default_factory=dict)
     confirmed: dict[int, float] = field(default_factory=dict)
+    dismissed: dict[int, float] = field(default_factory=dict)
     refused: int = 0
+    back: int = 0
+    canaries: int = 0
+
+    def end(self, generation: int) -> tuple[float, str]:
+        """Return from when on a generation has no traffic for certain, and why."""
+        later = [number for number in self.confirmed if number > generation]
+        heir = min(later, default=generation + 1)
+        ends = [(self.confirmed.get(heir, float("inf")), f"after {heir} was confirmed")]
+        ends.append((self.dismissed.get(generation, float("inf")), "after it was taken away"))
+        return min(ends)
+
+
+class Pilot(Desk):
+    """A desk that also gives newcomers a share. ``stable`` and ``previous`` are generations, 0 is none."""
+
+    stable = previous = 0
+
+    def swap(self) -> float:
+        """Make the next generation the stable one, the present one the way back; return the seconds."""
+        self.generation += 1
+        self.previous, self.stable = self.stable, self.generation
+        return self._order(self.stable, self.previous, self.digest)
+
+    def goes_back(self) -> bool:
+        """Tell whether the next generation has the bytes from before the present one."""
+        back = self.previous and self.digest(self.previous)
+        return back == self.digest(self.generation + 1) != self.digest(self.stable)
+
+    def give(self, share: float) -> None:
+        """Give the next generation a share of the traffic.
+
+        Raises:
+            PermanentError: The server refused it.
+        """
+        stable, newcomer, back = (
+            Slot(generation=number, bundle=self.digest(number)) if number else None
+            for number in (self.stable, self.generation + 1, self.previous)
+        )
+        self._revision += 1
+        wanted = Deployment(
+            revision=self._revision,
+            model=MODEL,
+            stable=stable,
+            newcomer=newcomer,
+            newcomer_share=share,
+            previous=back,
+        )
+        answer = self._door.post("/apply", content=canonical(wanted))
+        if answer.status_code != 200 or answer.json()["problem"] is not None:
+            raise PermanentError(f"expected {newcomer} to get {share:g}, got: {answer.text[:300]}")
+
+    def dismiss(self) -> None:
+        """Take the newcomer away; its number is not given again."""
+        self._order(self.stable, self.previous, self.digest)
+        self.generation += 1
 
 
 def misplaced(tally: Tally, log: Log) -> list[str]:
@@ -63,9 +127,10 @@ def misplaced(tally: Tally, log: Log) -> list[str]:
         if moment < log.ordered.get(generation, float("inf"))
     ]
     late = [
-        f"generation {generation} answered what was asked after {generation + 1} was confirmed"
+        f"generation {generation} answered what was asked {why}"
         for generation, moment in tally.last_asked.items()
-        if moment > log.confirmed.get(generation + 1, float("inf"))
+        for end, why in [log.end(generation)]
+        if moment > end
     ]
     return early + late
 
@@ -78,30 +143,49 @@ def witnesses(served: Served, case: Path, requests: int) -> dict[Form, tuple[sub
         out = case.with_name(f"{form}.json")
         port = served.grpc if form is Form.GRPC else served.port
         count = round(requests * share / sum(shares.values()))
-        command = [sys.executable, "-m", "benchmarks.serving.witness", f"{served.host}:{port}", form]
+        command = [sys.executable, "-m", "benchmarks.serving.lookout", f"{served.host}:{port}", form]
         command += [str(case), str(count), str(out)]
         started[form] = (subprocess.Popen(command, cwd=ROOT), out)
     return started
 
 
-def blow(desk: Desk, altered: str, running: list[subprocess.Popen[bytes]], pause_s: float) -> Log:
-    """Swap until the witnesses have ended."""
+def blow(desk: Pilot, altered: str, running: list[subprocess.Popen[bytes]], pause_s: float) -> Log:
+    """Order until the witnesses have ended."""
     log, orders = Log(), 0
-
-    def swap() -> None:
-        ordered = time.monotonic()
-        desk.swap()
-        log.ordered[desk.generation], log.confirmed[desk.generation] = ordered, time.monotonic()
-
     while any(each.poll() is None for each in running):
         orders += 1
-        if orders % REFUSE_EVERY:
-            swap()
-        else:
+        at = orders % CYCLE
+        if at == REFUSE_AT:
             desk.refused(altered)
             log.refused += 1
+        elif at in (PROMOTE_AT, DISMISS_AT):
+            canary(desk, log, pause_s, promoted=at == PROMOTE_AT)
+        else:
+            swap(desk, log)
         time.sleep(pause_s)
     return log
+
+
+def swap(desk: Pilot, log: Log) -> None:
+    """Order the next generation, and note it."""
+    log.back += desk.goes_back()
+    log.ordered.setdefault(desk.generation + 1, time.monotonic())
+    desk.swap()
+    log.confirmed[desk.stable] = time.monotonic()
+
+
+def canary(desk: Pilot, log: Log, pause_s: float, *, promoted: bool) -> None:
+    """Let the next generation have more and more of the traffic; then all of it, or none."""
+    log.canaries += 1
+    log.ordered[desk.generation + 1] = time.monotonic()
+    for share in SHARES:
+        desk.give(share)
+        time.sleep(pause_s)
+    if promoted:
+        swap(desk, log)
+    else:
+        desk.dismiss()
+        log.dismissed[desk.generation] = time.monotonic()
 
 
 def alter(state: Path, digest: str) -> str:
@@ -128,7 +212,7 @@ def storm(requests: int, pause_s: float) -> tuple[dict[Form, Tally], Log]:
         digests = [stage.put(state, each) for each in bundles]
         Case.of(bundles, TURNS).write(case)
         served = stage.start(state, MODEL, grpc=stage.supports("--grpc"))
-        desk = Desk(state, tuple(digests[turn] for turn in TURNS))
+        desk = Pilot(state, tuple(digests[turn] for turn in TURNS))
         try:
             began = time.monotonic()
             desk.swap()
@@ -152,6 +236,7 @@ def rows(tallies: dict[Form, Tally], log: Log, requests: int) -> list[Row]:
     wrong = sum(each.wrong for each in tallies.values()) + len(astray)
     told = ", ".join(f"{each.asked:,} {form}" for form, each in tallies.items())
     note = f"{asked:,} requests ({told}) over {swaps} swaps; {log.refused} altered bundles refused"
+    note += f"; {log.canaries} canaries ({len(log.dismissed)} taken away), {log.back} ways back"
     if Form.GRPC not in tallies:
         note += "; gRPC not measured: instar-serve has no --grpc"
     examples = "; ".join([why for each in tallies.values() for why in each.examples] + astray[:5])

@@ -3,8 +3,8 @@
 * The data plane is a real ``instar-serve``; what orders is the test, as control would.
 * A full disk is the kernel's: it refuses the server every write beyond a few bytes of a file, and then no
   more (RLIMIT_FSIZE of another process).
-* The account of each story is held against the server's own counters and against the records in its spool.
-* Negative controls: mutants of an account, and mutants of the data plane.
+* The account is held against the server's own counters and against the records in its spool.
+* Negative controls: ``test_storm_account`` has mutants of an account and of the data plane.
 """
 
 import contextlib
@@ -22,22 +22,12 @@ from tests.serving.conftest import Forge, Process, read_spool
 from tests.serving.wire import until
 from tests.simulator.account import Account, Course, Model, misrecorded
 from tests.simulator.helm import Helm, altered, fleet
-from tests.simulator.storm import Storm, pictures
+from tests.simulator.storm import Storm, counters, pictures
 
 REQUESTS, GUSTS, CLIENTS, STORM_S = 20_000, 13, 3, 150.0
 FULL_BYTES = 2048
 SPOOL_FULL = (2, 6, 10)
 DEEP = (1, 5, 9)
-
-
-def counters(text: str, name: str, label: str) -> dict[str, int]:
-    """Return a counter of the server by one of its labels."""
-    found = {}
-    for line in text.splitlines():
-        if line.startswith(f"instar_serve_{name}_total{{"):
-            value = line.partition(f'{label}="')[2].partition('"')[0]
-            found[value] = int(float(line.rpartition(" ")[2]))
-    return found
 
 
 @dataclass

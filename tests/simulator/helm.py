@@ -171,5 +171,6 @@ class Helm:
         self._course.add(wanted, ordered, time.monotonic())
         self.stable, self.newcomer, self.previous = wanted.stable, wanted.newcomer, wanted.previous
         self.share = wanted.newcomer_share
-        assert self.stable is not None
-        self._pin(self.stable.generation)
+        newest = self.newcomer if self.share > 0.0 else self.stable
+        assert newest is not None
+        self._pin(newest.generation)

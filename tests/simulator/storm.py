@@ -25,7 +25,7 @@ MODEL = "meter-reader"
 PATIENCE_S = 60.0
 DARK, SIDE = 100, 28
 PIN_EVERY = 16
-"""A client pins the version that is stable just then in one request of so many."""
+"""In one request of so many, a client pins the newest version that has traffic just then."""
 _LENGTH = re.compile(rb"\r\ninference-header-content-length:\s*(\d+)", re.IGNORECASE)
 
 
@@ -41,6 +41,16 @@ def pictures() -> list[NDArray[np.uint8]]:
     return [*bright[:10], *dark[:4], np.concatenate(bright[11:14]), mixed]
 
 
+def counters(text: str, name: str, label: str) -> dict[str, int]:
+    """Return a counter of the server by one of its labels."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith(f"instar_serve_{name}_total{{"):
+            value = line.partition(f'{label}="')[2].partition('"')[0]
+            found[value] = int(float(line.rpartition(" ")[2]))
+    return found
+
+
 # -- those who ask ------------------------------------------------------------------------------------------
 
 
@@ -49,11 +59,11 @@ class Wind:
 
     def __init__(self) -> None:
         self.over = threading.Event()
-        self.pin = 0
+        self.pin: int | None = None
         self._count, self._passed = 0, threading.Condition()
 
-    def pinned(self, generation: int) -> None:
-        """Have clients that pin a version pin this one from now on."""
+    def pinned(self, generation: int | None) -> None:
+        """Have clients that pin a version pin this one from now on; None: they pin none."""
         self.pin = generation
 
     def passed(self) -> None:
