@@ -115,13 +115,13 @@ def assemble(
     _found(task, settings.task.parent, samples)
     sensors = Sensors(task, protocol.monitoring, settings.spool, samples, settings.snapshots, settings.seed)
     jobs = jobs_of(task, law, book, blobs, samples, settings.jobs, settings.seed)
-    jobs.off_cpus = frozenset() if settings.serve_cpu is None else frozenset({settings.serve_cpu})
     link = link or open_target(parse(settings.target), task.model, settings.serve_socket, blobs)
     link.abilities.check(law.policy)
     intake = open_intake(
         link, task.model, lambda: book.ledger, settings.blobs, settings.spool, settings.turn_s
     )
     shadows = Shadows(task.model, law, book, settings.blobs, settings.spool, settings.jobs)
+    jobs.off_cpus = shadows.off_cpus = frozenset(() if settings.serve_cpu is None else (settings.serve_cpu,))
     performer = Performer(book, law, jobs, shadows, blobs, link, task.model, settings.reports)
     metrics = ControlMetrics(task.model)
     metrics.interval(settings.turn_s)

@@ -35,7 +35,7 @@ _CHUNK_BLOCKS = 10
 _MIN_BLOCKS = 50
 _TOP = 3
 _LEVELS = (Level.QUIET, Level.WARNING, Level.ALARM)
-_ANSWERED = tuple(OUTCOMES.index(name) for name in ("ok", "error", "timeout"))
+_ANSWERED = tuple(OUTCOMES.index(name) for name in ("ok", "error", "timeout", "not_finite"))
 
 
 def check_support(clause: DriftMonitoring) -> None:

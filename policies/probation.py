@@ -2,8 +2,9 @@
 
 * Each step has its own share of the traffic, its own minimum counts, and its own window: both arms are
   counted from the step's beginning on.
-* One answer of the newcomer that is not finite reverts at once, before any minimum count. So do errors, when
-  they are more than the policy allows and the incumbent does not make as many in the same window.
+* One answer of the newcomer that is not finite reverts at once, before any minimum count, unless the
+  incumbent gave one too in the same window. So do errors, when they are more than the policy allows and the
+  incumbent does not make as many.
 * Accuracy is compared by a confidence sequence: it may be looked at every second, and over all steps together
   an equal newcomer is taken for a worse one with probability ``alpha`` at most.
 * No conclusion before the minimum counts; undecided for too long is a revert, and a person is called.
@@ -95,7 +96,8 @@ def _worse(newcomer: Arm, incumbent: Arm, clause: Probation, step: ProbationStep
 
 def _at_once(newcomer: Arm, incumbent: Arm | None, clause: Probation, step: ProbationStep) -> Outcome | None:
     """Return what cannot wait for any minimum count, or None."""
-    if newcomer.not_finite:
+    # What makes the incumbent fail too is the input's fault; then it counts as the error that it is.
+    if newcomer.not_finite and (incumbent is None or not incumbent.not_finite):
         reason = f"{newcomer.not_finite} answers that are not finite in {newcomer.requests} requests"
         return Outcome(decision="revert", reason=reason)
     ill = _unhealthy(newcomer, clause, step)

@@ -31,6 +31,9 @@ class ShadowCase(Term):
     incumbent: Slot
     since: Time = Field(description="Rows that were answered earlier do not count.")
     clause: Shadow
+    exit_confidence: float | None = Field(
+        gt=0.0, le=1.0, description="At which a row leaves early, as in the traffic; None: none does."
+    )
 
 
 class Times(Term):

@@ -50,6 +50,7 @@ class Shadows:
         self._blobs = blobs
         self._spool = spool
         self._folder = folder
+        self.off_cpus: frozenset[int] = frozenset()
         self._worker: tuple[str, Worker] | None = None
         self._failed: Worker | None = None
 
@@ -70,6 +71,7 @@ class Shadows:
             incumbent=Slot(generation=live.generation, bundle=live.bundle),
             since=self._book.clock.now(),
             clause=self._law.policy.modification_protocol.shadow,
+            exit_confidence=self._law.policy.modification_protocol.exits.threshold,
         )
         path = folder / "case.json"
         path.write_bytes(canonical(case))
@@ -148,4 +150,6 @@ class Shadows:
     def _allowance(self) -> Allowance:
         # One thread: it cannot use more processor time than the time it is given.
         wall_s = self._law.policy.modification_protocol.shadow.max_s + _GRACE_S
-        return Allowance(cpu_s=wall_s, memory_bytes=MEMORY_BYTES, wall_s=wall_s, threads=1)
+        return Allowance(
+            cpu_s=wall_s, memory_bytes=MEMORY_BYTES, wall_s=wall_s, threads=1, off_cpus=self.off_cpus
+        )

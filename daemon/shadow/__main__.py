@@ -14,8 +14,12 @@ import os
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from daemon.serving.slot import Slot, build
@@ -30,8 +34,6 @@ log = logging.getLogger("daemon.shadow")
 
 REFUSED = 3
 PAUSE_S = 0.2
-SESSION_NICE = 10
-"""Among the sessions of this machine, as a search has it: idle scheduling is idle inside a session alone."""
 
 
 def main(arguments: list[str]) -> int:
@@ -42,7 +44,6 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     options.out.mkdir(parents=True, exist_ok=True)
-    yield_as_a_group()
     try:
         result = shadow(read_case(options.case), threading.Event())
     except InstarError as error:
@@ -97,18 +98,26 @@ def shadow(case: ShadowCase, stop: threading.Event) -> ShadowResult:
     return contest.result()
 
 
-def yield_as_a_group() -> None:
-    """Let this session count for little among others, where the kernel schedules by session."""
-    try:
-        Path("/proc/self/autogroup").write_text(str(SESSION_NICE))
-    except FileNotFoundError:
-        log.debug("this kernel does not schedule by session")
-    except OSError as error:
-        log.warning("this process yields inside its session alone: %s", error)
+@dataclass(frozen=True)
+class AsServed:
+    """A model that answers as clients are answered: easy rows leave it early."""
+
+    slot: Slot
+    confidence: float | None
+
+    def run(self, x: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return logits ``(n, classes)`` and embedding ``(n, d)``, zeros for a row that left.
+
+        Raises:
+            ModelFailed: It could not.
+        """
+        logits, embedding, _ = self.slot.answer(x, self.confidence)
+        return logits, embedding
 
 
-def _load(case: ShadowCase, which: SlotTerm) -> Slot:
-    return build(Path(case.blobs), case.model, which.generation, which.bundle, max_batch=1)
+def _load(case: ShadowCase, which: SlotTerm) -> AsServed:
+    slot = build(Path(case.blobs), case.model, which.generation, which.bundle, max_batch=1)
+    return AsServed(slot, case.exit_confidence)
 
 
 def _write(path: Path, raw: bytes) -> None:

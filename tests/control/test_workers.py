@@ -56,10 +56,15 @@ def test_a_search_keeps_off_the_processor_of_the_server_and_goes_first_when_memo
 
 
 @needs_sessions
-def test_a_search_yields_to_other_sessions_and_not_inside_its_own_alone(at_work: Worker) -> None:
+def test_a_search_yields_to_other_sessions_and_not_inside_its_own_alone(tmp_path: Path) -> None:
+    ours = session_nice(os.getpid())
+    brief = tmp_path / "brief.json"
+    brief.write_text("{}")
+    worker = workers.start("search", brief, tmp_path, "result.json", ALLOWANCE, SystemClock())
     assert workers.SESSION_NICE > 0
-    assert session_nice(at_work.pid) == workers.SESSION_NICE
-    assert session_nice(os.getpid()) != workers.SESSION_NICE
+    assert session_nice(worker.pid) == workers.SESSION_NICE
+    assert session_nice(os.getpid()) == ours
+    worker.stop()
 
 
 @needs_sessions

@@ -87,8 +87,14 @@ class TestAtOnce:
         assert outcome.decision == "revert"
         assert "1 answers that are not finite in 1 requests" in outcome.reason
 
-    def test_it_reverts_also_when_the_incumbent_is_no_better(self, judge: Any) -> None:
-        assert judge(arm(errors=1, not_finite=1), arm(1, errors=9, not_finite=9)).decision == "revert"
+    def test_an_input_that_undoes_both_is_no_reason_to_revert(self, judge: Any) -> None:
+        both = judge(arm(errors=1, not_finite=1), arm(1, errors=1, not_finite=1))
+        assert both.decision == judge(arm(), arm(1)).decision != "revert"
+        assert judge(arm(errors=1, not_finite=1), arm(1, errors=1)).decision == "revert"
+
+    def test_more_of_them_than_the_incumbent_gives_revert_as_errors_do(self, judge: Any) -> None:
+        sick = arm(errors=400, not_finite=400)
+        assert judge(sick, arm(1, errors=1, not_finite=1)).decision == "revert"
 
     def test_errors_revert_before_any_minimum(self, judge: Any) -> None:
         assert judge(arm(requests=3, errors=1, labels=0, correct=0), arm(1)).decision == "revert"

@@ -143,6 +143,7 @@ def make_case(tmp_path: Path) -> Callable[..., ShadowCase]:
             incumbent=Slot(generation=1, bundle=make_bundle(blobs, 0)),
             since=500.0,
             clause=CLAUSE,
+            exit_confidence=None,
         )
         return case.model_copy(update=changes)
 
