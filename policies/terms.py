@@ -228,6 +228,10 @@ class Brief(Term):
     exit_confidence: float | None = Field(
         default=None, gt=0.0, le=1.0, description="At which rows may leave early; None: no exit is sought."
     )
+    moved: bool = Field(
+        default=False,
+        description="The parent was chosen for another device: how fast it is here is no measure.",
+    )
     schedule: Schedule = Schedule.SANDWICH
     pseudo_labels: bool = Field(
         default=False, description="Whether a search without labels may trust the parent's own answers."

@@ -96,7 +96,7 @@ def _bounds(admission: Admission, parent: Parent | None, costs: Costs) -> Bounds
     if parent is None:
         return Bounds(space, brief.limits, costs, median_ceiling_ms(brief.limits, None), None, int8)
     parent_ms = float(costs.latency_ms(parent.genes[None])[0])
-    ceiling = median_ceiling_ms(brief.limits, parent_ms, costs.overhead_ms)
-    if brief.kind is TriggerKind.LATENCY:
+    ceiling = median_ceiling_ms(brief.limits, None if brief.moved else parent_ms, costs.overhead_ms)
+    if brief.kind is TriggerKind.LATENCY and not brief.moved:
         ceiling = min(ceiling, _FASTER * parent_ms)
     return Bounds(space, brief.limits, costs, ceiling, parent.genes, int8)

@@ -17,7 +17,11 @@ def reselect(desk: Desk) -> list[Look]:
     """
     report = desk.reporter("search")
     report(0, 1, "search: the archive, without training")
-    archived = np.unique(desk.space.normal(desk.archived(), desk.parent.genes), axis=0)
+    known = desk.archived()
+    if desk.brief.moved:
+        # Elsewhere it was the best there is; here it has not been tried.
+        known = np.vstack([known, desk.parent.genes])
+    archived = np.unique(desk.space.normal(known, desk.parent.genes), axis=0)
     examiner = desk.examiner(plan.CALIBRATION_ROWS)
     adapting.note_before(desk, examiner.examine(desk.parent.genes))
     fit = archived[desk.bounds.violation(archived) == 0]

@@ -16,11 +16,12 @@ from daemon.control.jobs import Jobs
 from daemon.control.law import Law
 from daemon.control.targets.target import Unreachable
 from daemon.fleet.desk import TimingDesk
-from daemon.fleet.heritage import Estate, Forebear, scaled_profile
+from daemon.fleet.heritage import Estate, Forebear, Timed, scaled_profile
 from daemon.fleet.terms import Piece, TimingJob
 from daemon.store.blobs import Blobs
 from daemon.store.samples import Samples
 from policies.case import Case, Timings
+from policies.lifecycle import Stage
 from policies.terms import Artefact, Brief, SearchResult, Task, Trigger, TriggerKind
 from policies.wire import digest_bytes
 from policies.world import Candidate
@@ -110,6 +111,11 @@ class Waits:
         """Return what timings say."""
         return [Timings.model_validate_json(self._blobs.read(one.digest)) for one in timings]
 
+    def known(self, candidate: str) -> list[Timings]:
+        """Return what devices have timed of a candidate so far."""
+        found = self._desk.known(f"{candidate}-")
+        return [Timings.model_validate_json(self._blobs.read(digest)) for digest in found]
+
     def rows(self, name: str) -> Artefact:
         """Return the rows that a job is timed on."""
         digest = self._rows(name)
@@ -154,8 +160,8 @@ class LaneBriefs(Briefs):
         if estate is None:
             return brief
         archive = store.read(estate.archive)
-        timings = self._waits.read(self.scale(estate))
-        profile, _ = scaled_profile(archive, estate.genome, timings)
+        timed = [(estate.genome, self._waits.read(self.scale(estate))), *self._refused(trigger)]
+        profile, _ = scaled_profile(archive, timed)
         digest = self._blobs.put(profile)
         priced = brief.model_copy(update={"profile": self._blob(digest)})
         if trigger.kind is not TriggerKind.FOUNDING:
@@ -164,6 +170,7 @@ class LaneBriefs(Briefs):
         return priced.model_copy(
             update={
                 "kind": TriggerKind.LATENCY,
+                "moved": True,
                 "budget_cpu_s": clause.budget_cpu_s,
                 "threads": clause.threads,
                 "parent_generation": estate.generation,
@@ -197,6 +204,14 @@ class LaneBriefs(Briefs):
             raise ValueError(f"expected an exported bundle on {candidate.id}")
         bundles = (candidate.bundle,) if live is None else (candidate.bundle, live.bundle)
         return self._waits.timings(self.timing_name(candidate), bundles, self._rows)
+
+    def _refused(self, trigger: Trigger) -> list[Timed]:
+        """Return what devices timed of candidates that came of the same base and did not stay."""
+        return [
+            (candidate.genome, self._waits.known(candidate.id))
+            for candidate in self._book.ledger.candidates.values()
+            if candidate.base_generation == trigger.generation and candidate.stage is Stage.REJECTED
+        ]
 
     def timing_name(self, candidate: Candidate) -> str:
         """Return the name of a candidate's timing."""

@@ -143,17 +143,30 @@ ARCHIVE = {
 def test_a_profile_is_scaled_by_what_one_network_takes_on_the_device() -> None:
     genome = Genome(space="image", genes=(1, 2))
     seen = [timings(job(), "pi5-1", 0.5), timings(job(), "pi5-2", 0.8)]
-    raw, ratio = scaled_profile(json.dumps(ARCHIVE).encode(), genome, seen)
+    raw, ratio = scaled_profile(json.dumps(ARCHIVE).encode(), [(genome, seen)])
     profile = json.loads(raw)
     assert ratio == pytest.approx(4.0)
     assert profile["line"] == pytest.approx([0.4, 8.0])
     assert profile["int8_line"] == pytest.approx([4.0, 8.0])
 
 
+def test_what_was_timed_for_a_refusal_counts_where_the_archive_knows_it() -> None:
+    known, other = Genome(space="image", genes=(1, 2)), Genome(space="image", genes=(9, 9))
+    timed = [(known, [timings(job(), "pi5-1", 0.4)]), (known, [timings(job(), "pi5-1", 1.0)])]
+    assert scaled_profile(json.dumps(ARCHIVE).encode(), timed)[1] == pytest.approx(5.0)
+    timed[1] = (other, [timings(job(), "pi5-1", 50.0)])
+    assert scaled_profile(json.dumps(ARCHIVE).encode(), timed)[1] == pytest.approx(2.0)
+
+
+def test_a_long_tail_counts_by_half() -> None:
+    known, rows = Genome(space="image", genes=(1, 2)), job(count=100)
+    tailed = timings(rows, "pi5-1", 0.4).model_copy(update={"times_ms": ((0.4,) * 90 + (4.0,) * 10,)})
+    assert scaled_profile(json.dumps(ARCHIVE).encode(), [(known, [tailed])])[1] == pytest.approx(10.0)
+
+
 def test_a_network_that_the_archive_does_not_price_scales_nothing() -> None:
+    archive, seen = json.dumps(ARCHIVE).encode(), [timings(job(), "pi5-1")]
     with pytest.raises(PermanentError, match="expected the archive to price"):
-        scaled_profile(
-            json.dumps(ARCHIVE).encode(), Genome(space="image", genes=(1, 3)), [timings(job(), "d")]
-        )
+        scaled_profile(archive, [(Genome(space="image", genes=(1, 3)), seen)])
     with pytest.raises(TamperError, match="expected a search archive"):
-        scaled_profile(b"{}", Genome(space="image", genes=(1, 2)), [timings(job(), "d")])
+        scaled_profile(b"{}", [(Genome(space="image", genes=(1, 2)), seen)])

@@ -150,3 +150,12 @@ def test_an_adaptation_measures_all_that_it_keeps(adapted):
     """The control of the test above."""
     assert all(point.measured for point in adapted.result.points)
     assert adapted.brief.limits == ROOMY
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_network_of_another_device_may_stay_and_one_that_is_too_slow_here_may_not(tabled, tmp_path, moved):
+    brief = worlds.child_brief(tabled, CLOUDS, tmp_path, TriggerKind.LATENCY, moved=moved)
+    found = worlds.run(brief, tmp_path, tmp_path / "out").result
+    parent = next(point for point in found.points if point.genome == brief.parent_genome)
+    slower = [point for point in found.points if point.measured and point.latency_ms >= parent.latency_ms]
+    assert bool(slower) is moved
