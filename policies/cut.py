@@ -93,8 +93,9 @@ def cut(raw: bytes, leave: Exit) -> Halves:
     model = list(_parts(raw))
     around = b"".join(part.whole for part in model if part.number not in (_GRAPH, _TEXT))
     parts = [inner for part in model if part.number == _GRAPH for inner in part.inside()]
+    # An empty name stands for an input or output that is left out, and joins nothing.
     nodes = [
-        _Node(part, frozenset(part.texts(_NODE_INPUT)), frozenset(part.texts(_NODE_OUTPUT)))
+        _Node(part, frozenset(part.texts(_NODE_INPUT)) - {""}, frozenset(part.texts(_NODE_OUTPUT)) - {""})
         for part in parts
         if part.number == _NODE
     ]

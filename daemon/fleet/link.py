@@ -132,6 +132,7 @@ def _as_wanted(wanted: Deployment, problem: str | None) -> Observed:
         newcomer=wanted.newcomer,
         previous=wanted.previous,
         newcomer_share=wanted.newcomer_share,
+        exit_confidence=wanted.exit_confidence,
         ready=wanted.stable is not None,
         problem=problem,
     )

@@ -16,6 +16,7 @@ import binascii
 import hashlib
 import logging
 import os
+import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class Intake:
         self._spool = Spool(spool, SPOOL_BYTES, self._lose)
         self._lock = threading.Lock()
         self._lost_rows = 0
+        self._owed: str | None = None
         self._unread: dict[str, int] = {"telemetry": 0, "samples": 0}
 
     def take(self, key: str, records: list[Record], at: float) -> tuple[int, bool]:
@@ -101,6 +103,7 @@ class Intake:
         """
         digest = hashlib.sha256(msgspec.json.encode(records)).hexdigest()
         with self._lock:
+            self._settle()
             known = self._once.taken(key)
             if known is not None:
                 if known[0] != digest:
@@ -203,7 +206,10 @@ class Intake:
 
     def _put(self, key: str, digest: str, blocks: list[Block]) -> None:
         telemetry = blocks[-1]
-        self._once.begin(key, digest, len(telemetry.rows), telemetry.size_bytes)
+        try:
+            self._once.begin(key, digest, len(telemetry.rows), telemetry.size_bytes)
+        except sqlite3.Error as error:
+            raise TemporaryError(f"expected to note the batch {key!r}, got {error}", 5.0) from error
         try:
             for block in blocks:
                 if len(block.rows):
@@ -211,9 +217,20 @@ class Intake:
         except OSError as error:
             self._once.forget(key)
             raise TemporaryError(f"expected to write the spool {self._folder}, got {error}", 5.0) from error
-        self._once.done(key)
         for block in blocks:
             self._unread[block.layout.kind] += block.size_bytes
+        self._owed = key
+        self._settle()
+
+    def _settle(self) -> None:
+        """Note that the latest batch lies in the spool; before that nothing else is taken, nor it again."""
+        if self._owed is None:
+            return
+        try:
+            self._once.done(self._owed)
+        except sqlite3.Error as error:
+            raise TemporaryError(f"expected to note the batch {self._owed!r}, got {error}", 5.0) from error
+        self._owed = None
 
     def _write(self, block: Block) -> None:
         kind, first = block.layout.kind, self._latest(block.layout.kind)

@@ -30,6 +30,7 @@ from policies.terms import Datatype, TensorSpec
 
 OUTPUTS = ("logits", "embedding")
 MOST_ID_CHARS = 256
+_LONGEST_US = 1 << 63
 
 Parameters = dict[str, str | int | float | bool | None]
 
@@ -233,7 +234,8 @@ def timeout_of(parameters: Mapping[str, Any]) -> float:
     micros = parameters.get("timeout", 0)
     if type(micros) is not int or micros < 0:
         raise Malformed(f"expected parameter timeout as microseconds, 0 or more, got {micros!r}")
-    return micros / 1e6 if micros else math.inf
+    # JSON has whole numbers that no float holds: whoever names one wants to wait for ever.
+    return min(micros, _LONGEST_US) / 1e6 if micros else math.inf
 
 
 def bounded(text: str, what: str) -> str:

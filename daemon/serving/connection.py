@@ -164,6 +164,7 @@ class Connection(Reading):
             self.expires = NEVER
         elif not self._reading_head:
             self.expires = self._reception.body_until()
+            self._go_on()
         elif self._head_bytes:
             self.expires = self._reception.head_until()
         else:

@@ -2,8 +2,9 @@
 
 * Requests to the model are answered by ``HANDS`` threads, everything else by ``DESK`` others, so that health
   is told while the model is busy.
-* A call that comes while ``max_waiting`` wait is turned away before its message is read. gRPC's own limit
-  lies above, so that no call is turned away uncounted.
+* A call that comes while ``max_waiting`` wait is turned away before its message is read, and at once: who is
+  turned away waits for no thread. gRPC's own limit, beyond which a call is let in here and then not answered,
+  lies above what is let in, so that it is never reached.
 * A message must come within ``body_s`` of its call; within ``SCARCE_S`` when half the threads wait for one:
   a thread reads for one client, and slow clients shall not have them all. That is why every method is
   registered as one that streams its request, which looks the same on the wire: only those can be cancelled.
@@ -18,7 +19,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -127,12 +128,22 @@ class Pool(ThreadPoolExecutor):
         return [context for context, since in waiting if now - since > patience_s]
 
 
+class AtOnce(ThreadPoolExecutor):
+    """A pool without threads (gRPC takes nothing else): runs what it is given, before it takes the next."""
+
+    def submit(self, call: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        """Run a call that raises nothing, and return its future, which is done."""
+        done: Future[Any] = Future()
+        done.set_result(call(*given, **named))
+        return done
+
+
 @dataclass(slots=True)
 class _Behaviour:
     """How calls of a method are answered; gRPC runs it in the pool that it names."""
 
     run: Callable[[Iterator[bytes], Any], bytes]
-    experimental_thread_pool: Pool
+    experimental_thread_pool: ThreadPoolExecutor
 
     def __call__(self, messages: Iterator[bytes], context: Any) -> bytes:
         return self.run(messages, context)
@@ -157,7 +168,7 @@ class Exchange:
         self._max_waiting, self._body_s = max_waiting, body_s
         self._hands, self._desk = Pool(HANDS, "grpc"), Pool(DESK, "grpc-desk")
         self._handlers = {name: self._handler(name) for name in service.methods}
-        self._turned_away = _handler(self._turn_away, self._desk)
+        self._turned_away = _handler(self._turn_away, AtOnce(1))
         self._over = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="grpc-sweeper", daemon=True)
         options = {
@@ -197,7 +208,6 @@ class Exchange:
         if self._desk.open >= MOST_AT_DESK or (to_model and self._hands.open >= self._max_waiting):
             if to_model:
                 self._answers.busy(self._busy())
-            self._desk.count(1)
             return self._turned_away
         (self._hands if to_model else self._desk).count(1)
         # gRPC runs this and the answer in one context.
@@ -241,7 +251,6 @@ class Exchange:
             return _refuse(context, error)
 
     def _turn_away(self, _messages: Iterator[bytes], context: Any) -> bytes:
-        self._desk.count(-1)
         return _refuse(context, self._busy())
 
     def _busy(self) -> Busy:
@@ -296,7 +305,7 @@ class Exchange:
                 context.cancel()
 
 
-def _handler(run: Callable[[Iterator[bytes], Any], bytes], pool: Pool) -> Any:
+def _handler(run: Callable[[Iterator[bytes], Any], bytes], pool: ThreadPoolExecutor) -> Any:
     return grpc.stream_unary_rpc_method_handler(_Behaviour(run, pool))
 
 

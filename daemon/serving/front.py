@@ -65,6 +65,7 @@ CODES: dict[type[InstarError], tuple[int, str]] = {
 }
 REFUSALS = tuple(CODES)
 _MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer|/config|/stats)?")
+_HOST = re.compile(rb"^https?://[^/]*", re.IGNORECASE)
 _INDEX_PATH = b"/v2/repository/index"
 _POSTS, _ASKS = (b"POST",), (b"GET", b"HEAD")
 _REPOSITORY = re.compile(rb"/v2/repository/models/([^/]+)/(load|unload)")
@@ -127,6 +128,8 @@ class Front:
         if request.target == self._infer_target and request.method == b"POST":
             return self._infer(request, self._table().model, None, respond)
         path, _, _query = request.target.partition(b"?")
+        # The whole address, as a proxy is asked, means the same here (RFC 9112, 3.2.2).
+        path = path if path.startswith(b"/") else _HOST.sub(b"", path)
         path = unquote_to_bytes(path) if b"%" in path else path
         match = _MODEL.fullmatch(path)
         if match is not None and match[3] == b"/infer" and request.method == b"POST":

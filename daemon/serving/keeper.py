@@ -46,6 +46,7 @@ class Observed(Term):
     newcomer: SlotTerm | None
     previous: SlotTerm | None
     newcomer_share: Share
+    exit_confidence: float | None
     ready: bool
     problem: str | None
 
@@ -76,6 +77,7 @@ class Keeper:
             newcomer=terms[1],
             previous=terms[2],
             newcomer_share=table.share,
+            exit_confidence=table.exit_confidence,
             ready=table.stable is not None,
             problem=self._problem,
         )
@@ -87,26 +89,29 @@ class Keeper:
             DeploymentRefused: It is malformed, out of order, or a bundle is refused; nothing changed.
         """
         async with self._lock:
-            began = self._clock.monotonic()
-            try:
-                wanted = self._read(raw, "the request")
-                if wanted == self._deployment and self._problem is None and not self.unloaded:
-                    return self.observed()
-                self._check_order(wanted)
-                with short_turns():
-                    table, problem = await asyncio.to_thread(self._make, wanted, self.table)
-                await asyncio.to_thread(persist, self._path, canonical(wanted))
-            except (BundleRefused, DeploymentRefused, OSError) as error:
-                self._metrics.swap("refused", self._clock.monotonic() - began)
-                log.warning("deployment refused, what is served stays: %s", error)
-                raise DeploymentRefused(str(error)) from error
-            gone = {slot.digest for slot in self.table.slots()} - {slot.digest for slot in table.slots()}
-            self._show(wanted, table, problem)
-            self._metrics.swap("ok", self._clock.monotonic() - began)
-            if gone:
-                # What is under way may still run on it; then its memory goes back with the next one's.
-                await asyncio.to_thread(give_back)
-            return self.observed()
+            return await self._applied(raw)
+
+    async def _applied(self, raw: bytes) -> Observed:
+        began = self._clock.monotonic()
+        try:
+            wanted = self._read(raw, "the request")
+            if wanted == self._deployment and self._problem is None and not self.unloaded:
+                return self.observed()
+            self._check_order(wanted)
+            with short_turns():
+                table, problem = await asyncio.to_thread(self._make, wanted, self.table)
+            await asyncio.to_thread(persist, self._path, canonical(wanted))
+        except (BundleRefused, DeploymentRefused, OSError) as error:
+            self._metrics.swap("refused", self._clock.monotonic() - began)
+            log.warning("deployment refused, what is served stays: %s", error)
+            raise DeploymentRefused(str(error)) from error
+        gone = {slot.digest for slot in self.table.slots()} - {slot.digest for slot in table.slots()}
+        self._show(wanted, table, problem)
+        self._metrics.swap("ok", self._clock.monotonic() - began)
+        if gone:
+            # What is under way may still run on it; then its memory goes back with the next one's.
+            await asyncio.to_thread(give_back)
+        return self.observed()
 
     async def restore(self) -> None:
         """Serve the persisted deployment as far as its bundles still prove themselves."""
@@ -129,10 +134,12 @@ class Keeper:
         Raises:
             DeploymentRefused: There is none, or a bundle is refused.
         """
-        wanted = self._deployment
-        if wanted is None:
-            raise DeploymentRefused("expected a deployment to load, there is none yet; instard sends it")
-        await self.apply(canonical(wanted))
+        # Looked at under the lock: what is wanted may change while another order is carried out.
+        async with self._lock:
+            wanted = self._deployment
+            if wanted is None:
+                raise DeploymentRefused("expected a deployment to load, there is none yet; instard sends it")
+            await self._applied(canonical(wanted))
 
     async def unload(self) -> None:
         """Serve nothing until ``load`` or the next deployment."""
@@ -142,6 +149,7 @@ class Keeper:
             self._metrics.stable(None, None, self._clock.now())
             self._metrics.canary.set(0.0)
             log.warning("model=%s unloaded by a client", self._model)
+            await asyncio.to_thread(give_back)
 
     def _read(self, raw: bytes, where: str) -> Deployment:
         try:
@@ -207,10 +215,10 @@ class Keeper:
     def _slot(self, term: SlotTerm | None, old: Table, base: Slot | None) -> Slot | None:
         if term is None:
             return None
-        for loaded in old.slots():
-            if loaded.digest == term.bundle:
-                slot = loaded.renumbered(term.generation)
-                break
+        same = [slot for slot in old.slots() if slot.digest == term.bundle]
+        if same:
+            # Of the same bytes under several numbers, the one that has counted under this one.
+            slot = next((each for each in same if each.term == term), same[0]).renumbered(term.generation)
         else:
             slot = build(self._blobs, self._model, term.generation, term.bundle, self._max_batch)
         if base is not None:

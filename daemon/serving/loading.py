@@ -68,7 +68,7 @@ def sealed(path: Path, digest: str) -> Iterator[int]:
     """Give a descriptor of sealed memory that holds a file's bytes.
 
     Raises:
-        BundleRefused: The file cannot be read, or its bytes are of another digest.
+        BundleRefused: The file cannot be read, its bytes are of another digest, or there is no memory.
     """
     with _memory() as memory:
         try:
@@ -87,11 +87,18 @@ def sealed(path: Path, digest: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def held(raw: bytes) -> Iterator[int]:
-    """Give a descriptor of sealed memory that holds these bytes."""
+    """Give a descriptor of sealed memory that holds these bytes.
+
+    Raises:
+        BundleRefused: There is no memory for them.
+    """
     with _memory() as memory:
         view = memoryview(raw)
-        while view:
-            view = view[os.write(memory, view[:PIECE_BYTES]) :]
+        try:
+            while view:
+                view = view[os.write(memory, view[:PIECE_BYTES]) :]
+        except OSError as error:
+            raise BundleRefused(f"expected memory for {len(raw)} bytes of a bundle, got {error}") from error
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
         yield memory
 
@@ -120,7 +127,12 @@ def whole(memory: int) -> bytes:
 
 @contextlib.contextmanager
 def _memory() -> Iterator[int]:
-    memory = os.memfd_create("bundle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        memory = os.memfd_create("bundle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise BundleRefused(
+            f"expected memory that can be sealed (memfd_create), got {error}; are descriptors left?"
+        ) from error
     try:
         yield memory
     finally:

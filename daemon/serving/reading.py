@@ -4,6 +4,7 @@
   trailers.
 * Trailers are not read, and an offer to upgrade is not taken up (RFC 9110, 6.5.1 and 7.8); together with a
   body it is refused: the parser would take the body for the next request.
+* Two hosts, another version than 1.0 and 1.1, a coded transfer under 1.0: refused (RFC 9112, 3.2 and 6.1).
 * After a refusal, or a request that is the last, nothing more is parsed (``_deaf``).
 
 llhttp reads the bytes (``httptools``); nothing here does. ``connection.py`` answers.
@@ -43,6 +44,7 @@ class Reading(asyncio.Protocol):
         "_body_bytes",
         "_deaf",
         "_dry_bytes",
+        "_expects",
         "_head_bytes",
         "_headers",
         "_method",
@@ -65,7 +67,7 @@ class Reading(asyncio.Protocol):
         self._body: list[bytes] = []
         self._head_bytes = self._body_bytes = self._dry_bytes = 0
         self._reading_head = True
-        self._deaf = self.busy = False
+        self._deaf = self.busy = self._expects = False
         self.expires = NEVER
 
     @abstractmethod
@@ -129,7 +131,11 @@ class Reading(asyncio.Protocol):
         if len(self._headers) >= MOST_HEADERS:
             self._fail(431, f"expected at most {MOST_HEADERS} headers, got more")
         elif self._reading_head:
-            self._headers[name.lower()] = value
+            name = name.lower()
+            if name == b"host" and name in self._headers:
+                self._fail(400, "expected one Host header, got another one")
+            # llhttp takes the white space before a value away, not what stands behind it (RFC 9112, 5.1).
+            self._headers[name] = value.rstrip(b" \t")
 
     def on_headers_complete(self) -> None:
         """Refuse what is announced too large, and wait for the body."""
@@ -140,17 +146,9 @@ class Reading(asyncio.Protocol):
             return
         self._reading_head, self._head_bytes, self._dry_bytes = False, 0, 0
         self._method = self._parser.get_method()
-        if self._method == b"CONNECT":
-            self._fail(400, "expected a request to this server, got CONNECT; it is no proxy")
-            return
-        if self._parser.should_upgrade() and (
-            b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
-        ):
-            # Here the parser would take the body for the next request.
-            self._fail(400, "expected plain HTTP/1.1, got a body with an offer to upgrade; leave it out")
-            return
-        if b"host" not in self._headers and self._version() == "1.1":
-            self._fail(400, "expected a Host header in HTTP/1.1, got none")
+        version = self._version()
+        if (unfit := self._unfit(self._parser, version)) is not None:
+            self._fail(*unfit)
             return
         announced = self._headers.get(b"content-length")
         # More digits than these is too large without reading it as a number; llhttp has seen to the digits.
@@ -159,7 +157,30 @@ class Reading(asyncio.Protocol):
             return
         if not self.busy:
             self.expires = self._reception.body_until()
-        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._version() != "1.0":
+        self._expects = self._headers.get(b"expect", b"").lower() == b"100-continue" and version != "1.0"
+        if not self.busy:
+            self._go_on()
+
+    def _unfit(self, parser: httptools.HttpRequestParser, version: str | None) -> tuple[int, str] | None:
+        """Return what a head is refused with that llhttp lets pass; None when it is fit."""
+        if version not in ("1.0", "1.1"):
+            return 505, f"expected HTTP/1.1 or HTTP/1.0, got HTTP/{version}"
+        if self._method == b"CONNECT":
+            return 400, "expected a request to this server, got CONNECT; it is no proxy"
+        coded = b"transfer-encoding" in self._headers
+        if parser.should_upgrade() and (coded or self._headers.get(b"content-length", b"0") != b"0"):
+            # Here the parser would take the body for the next request.
+            return 400, "expected plain HTTP/1.1, got a body with an offer to upgrade; leave it out"
+        if coded and version == "1.0":
+            return 400, "expected a Content-Length in HTTP/1.0, got a Transfer-Encoding; ask in HTTP/1.1"
+        if b"host" not in self._headers and version == "1.1":
+            return 400, "expected a Host header in HTTP/1.1, got none"
+        return None
+
+    def _go_on(self) -> None:
+        """Ask for the body, of a client that waits to be asked; not before the answers that are owed."""
+        if self._expects:
+            self._expects = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _head_size(self) -> int:

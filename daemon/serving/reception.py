@@ -101,7 +101,7 @@ class Reception:
 
     def late(self, target: bytes) -> None:
         """Count a request to the model that was given up before it was whole."""
-        if target.endswith(b"/infer"):
+        if target.partition(b"?")[0].endswith(b"/infer"):
             self._metrics.count("client_error")
 
     abandoned = late

@@ -4,7 +4,7 @@
   last also warms it. What fails is refused with the reason; nothing half-proven is ever handed out.
 * Called by ``keeper.py`` in a thread of its own; ``Slot.run`` is called by ``engine.py``.
 * A slot is immutable; the counters that it points to are not. The same bytes under another generation share
-  one session (``renumbered``), and count anew.
+  one session (``renumbered``), and count anew; under their own they count on.
 
 Does not decide who gets traffic, and reads no ONNX: what it knows is in the bundle's metadata.
 """
@@ -82,7 +82,9 @@ class Slot:
         return SlotTerm(generation=self.generation, bundle=self.digest)
 
     def renumbered(self, generation: int) -> "Slot":
-        """Return the same session under another generation number."""
+        """Return the same session under a generation number; the slot itself when it has that number."""
+        if generation == self.generation:
+            return self
         return replace(self, generation=generation, stats=Stats())
 
     def run(self, x: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -87,12 +87,14 @@ class Stream:
         if self._fd is not None and (layout != self.layout or self._size + len(data) > self._full):
             self.close()
         if self._fd is None:
+            data = layout.header + data
+        # First: an old segment that cannot be deleted costs the new records, not the bound.
+        self._trim(len(data))
+        if self._fd is None:
             self._path = self._folder / f"{self._kind}-{self._next:012d}.seg"
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-            self._next, self._size, self.layout = self._next + 1, 0, layout
-            data = layout.header + data
+            self._next, self.layout = self._next + 1, layout
         self._put(self._fd, data)
-        self._trim()
 
     def _put(self, fd: int, data: bytes) -> None:
         start, view = self._size, memoryview(data)
@@ -118,12 +120,13 @@ class Stream:
             self._path.unlink(missing_ok=True)
             self._next -= 1
 
-    def _trim(self) -> None:
+    def _trim(self, coming: int) -> None:
         while self._closed and (
-            self._closed_bytes + self._size > self._budget or len(self._closed) >= MOST_SEGMENTS
+            self._closed_bytes + self._size + coming > self._budget or len(self._closed) >= MOST_SEGMENTS
         ):
-            path, size = self._closed.popleft()
+            path, size = self._closed[0]
             path.unlink(missing_ok=True)
+            self._closed.popleft()
             self._closed_bytes -= size
 
     def close(self) -> None:
@@ -134,6 +137,7 @@ class Stream:
         self._fd = None
         self._closed.append((self._path, self._size))
         self._closed_bytes += self._size
+        self._size = 0
 
 
 class Spool:

@@ -11,7 +11,7 @@ from daemon.control.targets.choice import open_target, parse
 from daemon.control.targets.proofs import Proofs
 from daemon.control.targets.repository import RepositoryTarget
 from daemon.control.targets.serve import ServeTarget
-from daemon.control.targets.target import Unreachable
+from daemon.control.targets.target import Observed, Unreachable
 from daemon.control.targets.v2 import V2Target
 from daemon.settings import ControlSettings
 from daemon.store.blobs import Blobs
@@ -439,3 +439,12 @@ class TestV2:
         v2.apply(deployment(2, None))
         assert server.loaded is None
         assert server.versions() == []
+
+
+def test_another_confidence_is_another_wish() -> None:
+    wanted = Deployment(revision=1, model="m", stable=None, newcomer=None, newcomer_share=0.0, previous=None)
+    observed = Observed(
+        revision=1, stable=None, newcomer=None, previous=None, newcomer_share=0.0, ready=False
+    )
+    assert observed.matches(wanted)
+    assert not observed.matches(wanted.model_copy(update={"exit_confidence": 0.9}))

@@ -45,6 +45,7 @@ class Plane:
             newcomer=None if kept is None else kept.newcomer,
             previous=None,
             newcomer_share=0.0 if kept is None else kept.newcomer_share,
+            exit_confidence=None if kept is None else kept.exit_confidence,
             ready=kept is not None,
         )
 

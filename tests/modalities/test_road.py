@@ -13,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from daemon.compose import _found
+from daemon.ops.doors import bind
 from daemon.serving.main import Plane
 from daemon.serving.recorder import summary
 from daemon.serving.settings import ServeSettings
@@ -40,7 +41,7 @@ floats_alone = pytest.mark.parametrize("name", ["window", "table"])
 
 
 class Line:
-    """A data plane without doors, spoken to in its own loop."""
+    """A data plane with one door, spoken to in its own loop."""
 
     def __init__(self, kind: Kind, state: Path, raw: bytes) -> None:
         self.kind = kind
@@ -62,11 +63,13 @@ class Line:
             previous=None,
         )
         await self.plane.keeper.apply(canonical(wanted))
-        door = httpx.ASGITransport(app=self.plane.front)
+        listener = bind("127.0.0.1:0")
+        await self.plane.reception.open(listener)
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
         path = f"/v2/models/{self.kind.name}/infer"
-        async with httpx.AsyncClient(transport=door, base_url="http://serve") as client:
+        async with httpx.AsyncClient(base_url=base) as client:
             answers = [await client.post(path, content=body, headers=head) for body, head in bodies]
-        self.plane.spool.close()
+        await self.plane.drain(5.0)
         return answers
 
     def spooled(self, which: Any) -> Block:
@@ -171,7 +174,8 @@ def test_the_monitors_read_the_records(kind: Kind, line: Callable[..., Line]) ->
     block = served.spooled("telemetry")
     assert usable(block).all()
     channels = Channels.fit(block)
-    assert len(channels.names) == 2 + min(8, WIDTH) + 1 + 5 + len(CLASSES)
+    # Entropy and doubt, embedding, residual, who left early, summary, shares of the classes.
+    assert len(channels.names) == 2 + min(8, WIDTH) + 1 + 1 + 5 + len(CLASSES)
     assert np.isfinite(channels.standardise(block)).all()
 
 

@@ -3,6 +3,7 @@
 import base64
 import errno
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,28 @@ class TestAllOrNothing:
                 intake.take("k2", batch, AT)
         assert ids(tmp_path) == keys("a")
         assert intake.take("k2", batch, AT) == (1, False)
+        assert ids(tmp_path) == keys("a", "b")
+
+    @pytest.mark.parametrize("step", ["begin", "done"])
+    def test_a_note_that_cannot_be_written_neither_loses_nor_doubles_a_row(
+        self,
+        intake: Intake,
+        tinies: dict[int, Tiny],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        step: str,
+    ) -> None:
+        def full(*_given: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        batch, other = [ok("a", tinies[1])], [ok("b", tinies[1])]
+        with monkeypatch.context() as patch:
+            patch.setattr(Once, step, full)
+            for key, rows in (("k1", batch), ("k1", batch), ("k2", other)):
+                with pytest.raises(TemporaryError, match="expected to note the batch"):
+                    intake.take(key, rows, AT)
+        assert intake.take("k1", batch, AT) == (1, step == "done")
+        assert intake.take("k2", other, AT) == (1, False)
         assert ids(tmp_path) == keys("a", "b")
 
 

@@ -109,6 +109,24 @@ def test_the_halves_are_those_of_the_library_that_writes_onnx() -> None:
         assert {info.name for info in mine.graph.output} == {info.name for info in other.graph.output}
 
 
+def test_what_a_node_leaves_out_joins_it_to_no_other() -> None:
+    model = network()
+    nodes = {node.output[0]: node for node in model.graph.node}
+    # The head's node gives no mask, and the tail's wants no lower bound: both have the empty name.
+    nodes["positive"].op_type = "Dropout"
+    nodes["positive"].output.append("")
+    nodes["embedding"].op_type = "Clip"
+    del nodes["embedding"].input[1:]
+    nodes["embedding"].input.extend(["", "half"])
+    raw = model.SerializeToString()
+    x = np.zeros((2, SIDE, SIDE), np.uint8)
+    two = cut(raw, LEAVE)
+    trunk = run(two.head, ["trunk"], {"image": x})[0]
+    np.testing.assert_allclose(
+        run(raw, ["logits"], {"image": x})[0], run(two.tail, ["logits"], {"trunk": trunk})[0], rtol=1e-6
+    )
+
+
 def test_a_trunk_in_int8_is_named_as_such() -> None:
     leave = LEAVE.model_copy(update={"trunk": LEAVE.trunk.model_copy(update={"datatype": Datatype.UINT8})})
     tail = onnx.load_model_from_string(cut(network().SerializeToString(), leave).tail)

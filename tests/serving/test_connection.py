@@ -173,6 +173,13 @@ async def test_expect_is_met_once_a_body_is_wanted():
     head, _, body = post(b"/a", b"body", b"expect: 100-continue").partition(b"\r\n\r\n")
     assert statuses(await wire.send(head + b"\r\n\r\n")) == [100]
     assert statuses(await wire.send(body)) == [100, 200]
+    # Not before what is owed; and once.
+    wire = Wire()
+    assert await wire.send(get(b"/later") + head + b"\r\n\r\n") == b""
+    wire.desk.answer()
+    await settled()
+    assert statuses(wire.transport.sent) == [200, 100]
+    assert statuses(await wire.send(body)) == [200, 100, 200]
     # A body that would be refused is not asked for; HTTP/1.0 knows no 100.
     wire = Wire()
     assert statuses(await wire.send(post(b"/a", bytes(1001), b"expect: 100-continue")[:99])) == [413]
@@ -351,10 +358,36 @@ async def test_an_idle_client_is_left_without_a_word():
 
 
 @on_the_loop
+async def test_white_space_around_a_value_is_no_part_of_it():
+    wire = Wire()
+    await wire.send(get(b"/a", b"one: \t x y \t ", b"two:x", b"three:  "))
+    (asked,) = wire.desk.asked
+    assert [asked.headers[name] for name in (b"one", b"two", b"three")] == [b"x y", b"x", b""]
+
+
+@on_the_loop
 async def test_http_1_1_needs_a_host():
     wire = Wire()
     assert statuses(await wire.send(b"GET /a HTTP/1.1\r\n\r\n")) == [400]
     assert b"expected a Host header" in wire.transport.sent
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /a HTTP/1.1\r\nhost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET /a HTTP/2.0\r\nhost: x\r\n\r\n", 505),
+        (b"GET /a HTTP/0.9\r\nhost: x\r\n\r\n", 505),
+        (CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + b"0\r\n\r\n", 400),
+    ],
+    ids=["two hosts", "2.0", "0.9", "a coded transfer under 1.0"],
+)
+@on_the_loop
+async def test_what_the_parser_lets_pass_and_http_does_not_is_refused(head, status):
+    wire = Wire()
+    assert statuses(await wire.send(head)) == [status]
+    assert wire.transport.eof
+    assert wire.desk.asked == []
 
 
 REFUSED = {
@@ -377,7 +410,7 @@ async def test_a_refused_request_to_the_model_is_counted_once(raw, status):
 @on_the_loop
 async def test_requests_that_a_client_leaves_behind_are_counted():
     wire = Wire()
-    await wire.send(get(b"/later") + post(INFER) + post(INFER, b"body")[:-1])
+    await wire.send(get(b"/later") + post(INFER) + post(INFER + b"?a=b", b"body")[:-1])
     wire.transport.close()
     await settled()
     assert wire.counted("client_error") == 2

@@ -1,6 +1,7 @@
 """The gRPC door: calls that leave, wait, dawdle or come too late; its bounds, its opening and its end."""
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import threading
@@ -12,9 +13,11 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
-from daemon.serving.exchange import HANDS, SCARCE_S, Exchange, Pool, Service
+from daemon.serving.exchange import DESK, HANDS, MOST_AT_DESK, SCARCE_S, Exchange, Pool, Service
 from policies.clock import StandingClock
 from tests.serving.calls import CODE, MODEL, counts, message, refusal, until
+
+MOST_WAITING = 64
 
 # -- calls that leave, wait, or come too late ---------------------------------------------------------------
 
@@ -141,6 +144,36 @@ def test_a_drain_answers_what_is_open_and_takes_nothing_new(held):
     assert not stopper.is_alive()
 
 
+def test_a_flood_is_turned_away_whole_and_leaves_nothing_behind(switch):
+    made, channel = switch
+    made.go_on.clear()
+    running = [channel.unary_unary("/t/Run").future(b"x") for _ in range(MOST_WAITING)]
+    until(lambda: made.exchange.open == MOST_WAITING)
+    # Nobody at the desk has time for them either; and there are more of them than gRPC's own limit, but not
+    # more on a connection than it may have streams.
+    busy = Dawdlers(channel, "/t/Ask", DESK)
+    until(lambda: len(made.pool("/t/Ask").reading) == DESK)
+    with contextlib.ExitStack() as stack:
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        others = [stack.enter_context(grpc.insecure_channel(made.address, own)) for _ in range(4)]
+        flood = [
+            other.unary_unary("/t/Run").future(b"y") for _ in range(MOST_AT_DESK // 2) for other in others
+        ]
+        errors = [each.exception(timeout=30) for each in flood]
+    assert {(each.code(), each.details().startswith("expected at most")) for each in errors} == {
+        (CODE.RESOURCE_EXHAUSTED, True)
+    }
+    assert len(made.lost) == 2 * MOST_AT_DESK
+    assert made.pool("/t/Ask").open == DESK
+    busy.send()
+    made.go_on.set()
+    assert [each.result(timeout=30) for each in [*busy.calls, *running]] == [b"late"] * DESK + [
+        b"x"
+    ] * MOST_WAITING
+    until(lambda: made.exchange.open == 0 and made.pool("/t/Ask").open == 0)
+    assert channel.unary_unary("/t/Run")(b"z", timeout=30) == b"z"
+
+
 # -- clients that dawdle ------------------------------------------------------------------------------------
 
 
@@ -172,7 +205,7 @@ class Switch:
             busy=self.lost.append,
             lost=self.lost.append,
         )
-        limits = {"max_body": 1 << 16, "max_waiting": 64, "max_connections": 8}
+        limits = {"max_body": 1 << 16, "max_waiting": MOST_WAITING, "max_connections": 8}
         self.exchange = Exchange(service, self.clock, head_s=5, body_s=10, idle_s=60, **limits)
         self.address = self.exchange.start("127.0.0.1:0")
 

@@ -1,5 +1,6 @@
 """The front: deadlines, routing keys, a server that is full, and orders of the repository."""
 
+import asyncio
 import gzip
 import json
 import socket
@@ -95,6 +96,7 @@ def test_the_shorter_of_two_deadlines_holds_and_long_ones_hurt_nobody(shared):
     plane, _ = shared
     assert infer(plane, {"Instar-Timeout-Ms": "60000"}).status_code == 200
     assert infer(plane, parameters={"timeout": 0}).status_code == 200, "nothing is no deadline"
+    assert infer(plane, parameters={"timeout": 10**400}).status_code == 200, "more than a float holds"
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "", "1e3", "86400001", "1" * 400, "²"])
@@ -211,6 +213,31 @@ def test_clients_load_and_unload_where_they_may(forge, thread, kit):
     assert plane.http.post("/v2/repository/index", json={"ready": True}).json()[0]["state"] == "READY"
 
 
+def test_a_load_that_waits_for_a_deployment_loads_what_that_one_brings(forge, thread, kit):
+    plane = thread(repository_control=True)
+    tiny = forge.tiny()
+    plane.admin.apply(kit.deployment(1, stable=(1, tiny))).raise_for_status()
+    keeper, wanted = plane.plane.keeper, kit.deployment(2, stable=(2, forge.tiny(seed=2)))
+
+    async def both():
+        applied = asyncio.create_task(keeper.apply(wanted.model_dump_json().encode()))
+        await asyncio.sleep(0)
+        assert keeper.observed().revision == 1, "it is under way"
+        await asyncio.gather(applied, keeper.load())
+
+    asyncio.run_coroutine_threadsafe(both(), plane.loop).result(30)
+    assert infer(plane).json()["model_version"] == "2"
+
+
+def test_an_unload_gives_the_memory_back(forge, thread, kit, monkeypatch):
+    plane = thread(repository_control=True)
+    plane.admin.apply(kit.deployment(1, stable=(1, forge.tiny()))).raise_for_status()
+    given = []
+    monkeypatch.setattr("daemon.serving.keeper.give_back", lambda: given.append(plane.plane.keeper.table))
+    assert plane.http.post(UNLOAD).status_code == 200
+    assert [table.slots() for table in given] == [[]], "after the slots were let go"
+
+
 def test_a_deployment_ends_an_unload(forge, thread, kit):
     plane = thread(repository_control=True)
     tiny = forge.tiny()
@@ -290,6 +317,15 @@ def test_head_is_get_without_a_body(shared):
     assert head.status_code == 200
     assert head.content == b""
     assert head.headers["content-length"] == str(len(whole.content))
+
+
+@pytest.mark.parametrize("target", ["http://a.b:1/v2/health/live", "HTTPS://x/v2/health/live?a=http://y/"])
+def test_a_target_may_be_a_whole_address(shared, target):
+    plane, _ = shared
+    assert plane.http.request("GET", "/", extensions={"target": target.encode()}).json() == {"live": True}
+    # Negative control: what is no address is no path either.
+    other = plane.http.request("GET", "/", extensions={"target": b"x" + target.encode()})
+    assert other.status_code in (400, 404)
 
 
 def test_a_target_may_be_spelled_in_percents_and_have_a_query(shared):

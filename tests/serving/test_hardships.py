@@ -174,7 +174,9 @@ def deaf(plane):
     """A client that asks much and reads nothing; gives how many bytes wait for it."""
 
     def waiting() -> int:
-        return max(each._transport.get_write_buffer_size() for each in list(plane.plane.reception._open))
+        return max(
+            (each._transport.get_write_buffer_size() for each in list(plane.plane.reception._open)), default=0
+        )
 
     with ThreadPoolExecutor(1) as asking, socket.socket() as sock:
         # Before it connects: later the kernel has promised much more, and would read for the client.

@@ -42,6 +42,35 @@ def test_what_is_appended_is_read_in_order(spool, tmp_path, kit):
     assert numbers(kit, tmp_path, "samples") == list(range(0, 100, 10))
 
 
+def test_old_segments_that_cannot_be_deleted_cost_new_records_and_not_the_bound(
+    spool, lost, tmp_path, kit, monkeypatch
+):
+    def size() -> int:
+        return sum(path.stat().st_size for path in tmp_path.glob("telemetry-*.seg"))
+
+    def write(first: int, flushes: int) -> None:
+        for start in range(first, first + flushes * 100, 100):
+            spool.append(NARROW, records(start, 100))
+            spool.flush()
+
+    write(0, 100)
+    assert LEAST_BYTES * 3 / 4 < size() <= LEAST_BYTES
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.serving.spool.Path.unlink", refuse)
+        write(10_000, 100)
+    assert size() <= LEAST_BYTES
+    kept = numbers(kit, tmp_path)
+    assert lost["telemetry"] == sum(n not in kept for n in range(10_000, 20_000)) > 9_000
+    # And it goes on as if nothing had been.
+    write(20_000, 100)
+    assert LEAST_BYTES * 3 / 4 < size() <= LEAST_BYTES
+    assert numbers(kit, tmp_path)[-1] == 29_999
+
+
+def refuse(_path, missing_ok=False):
+    raise PermissionError(1, "planted")
+
+
 def test_the_thread_writes_without_being_asked(tmp_path, kit):
     import threading
 

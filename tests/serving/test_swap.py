@@ -1,5 +1,6 @@
 """Deployments: applied whole or not at all, kept over a restart, and swapped under load without a loss."""
 
+import errno
 import threading
 from dataclasses import replace
 
@@ -26,6 +27,14 @@ def assert_refused(plane, wanted, reason):
     assert state_of(plane) == before
 
 
+def test_a_confidence_alone_is_applied_and_told(forge, thread, kit):
+    plane, tiny = thread(), forge.tiny()
+    plane.admin.apply(kit.deployment(1, stable=(1, tiny))).raise_for_status()
+    assert plane.admin.observed()["exit_confidence"] is None
+    surer = kit.deployment(2, stable=(1, tiny)).model_copy(update={"exit_confidence": 0.9})
+    assert plane.admin.apply(surer).json()["exit_confidence"] == 0.9
+
+
 def test_apply_tells_what_is_observed(forge, thread, kit):
     plane = thread()
     first = plane.admin.observed()
@@ -35,6 +44,7 @@ def test_apply_tells_what_is_observed(forge, thread, kit):
         "newcomer": None,
         "previous": None,
         "newcomer_share": 0.0,
+        "exit_confidence": None,
         "ready": False,
         "problem": "no deployment yet",
     }
@@ -47,6 +57,7 @@ def test_apply_tells_what_is_observed(forge, thread, kit):
         "newcomer": {"generation": 2, "bundle": two.digest},
         "previous": None,
         "newcomer_share": 0.25,
+        "exit_confidence": None,
         "ready": True,
         "problem": None,
     }
@@ -79,6 +90,29 @@ def test_a_promoted_newcomer_keeps_its_session(forge, served, kit):
     plane.admin.apply(kit.deployment(4, stable=(3, one)))
     assert plane.plane.keeper.table.stable.session is table.stable.session
     assert plane.infer(kit.digits(1)).json()["model_version"] == "3"
+
+
+def test_a_slot_that_keeps_its_number_counts_on(forge, served, kit):
+    plane, one = served
+    two = forge.tiny(seed=2)
+
+    def counted() -> dict[str, int]:
+        told = plane.http.get(f"/v2/models/{kit.model}/stats").json()["model_stats"]
+        return {each["version"]: each["inference_count"] for each in told}
+
+    plane.infer(kit.digits(1))
+    plane.admin.apply(kit.deployment(2, stable=(1, one), newcomer=(2, two), share=0.01)).raise_for_status()
+    plane.infer(kit.digits(1), version=2)
+    assert counted() == {"1": 1, "2": 1}
+    plane.admin.apply(kit.deployment(3, stable=(1, one), newcomer=(2, two), share=1.0)).raise_for_status()
+    assert counted() == {"1": 1, "2": 1}
+    # The same bytes under several numbers: each has its own counts.
+    back = kit.deployment(4, stable=(2, two), newcomer=(3, one), share=0.01, previous=(1, one))
+    plane.admin.apply(back).raise_for_status()
+    assert counted() == {"2": 1, "3": 0}
+    plane.infer(kit.digits(1), version=3)
+    plane.admin.apply(kit.deployment(5, stable=(3, one), previous=(2, two))).raise_for_status()
+    assert counted() == {"3": 1}
 
 
 def test_what_cannot_be_proven_is_refused_and_nothing_changes(forge, served, kit):
@@ -190,6 +224,23 @@ def test_a_restart_never_serves_what_was_harmed(forge, thread, kit, harm):
     forge.put(two.digest, two.raw)
     healed = again.admin.apply(kit.deployment(3, (1, one), (2, two), 0.5)).json()
     assert (healed["ready"], healed["problem"]) == (True, None)
+
+
+def test_a_restart_without_memory_for_a_bundle_says_so_and_lives(forge, thread, kit, monkeypatch):
+    plane = thread()
+    plane.admin.apply(kit.deployment(3, (1, forge.tiny(seed=1)))).raise_for_status()
+    plane.stop()
+
+    def refuse(_name, _flags):
+        raise OSError(errno.EMFILE, "planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.serving.loading.os.memfd_create", refuse)
+        again = thread()
+    assert "planted" in again.admin.observed()["problem"]
+    assert again.infer(kit.digits(1)).status_code == 503
+    # Control's remedy: apply the same again.
+    assert again.admin.apply(kit.deployment(3, (1, forge.tiny(seed=1)))).json()["ready"]
 
 
 def mixed(answers, models) -> list[dict]:

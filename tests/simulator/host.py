@@ -89,6 +89,7 @@ class Plane:
             newcomer=kept.newcomer,
             previous=kept.previous,
             newcomer_share=kept.newcomer_share,
+            exit_confidence=kept.exit_confidence,
             ready=kept.stable is not None,
         )
 

@@ -2,8 +2,8 @@
 
 * ``add`` may be called from any thread or event loop; when ``most`` records wait it drops, and counts.
 * It posts when ``batch`` records wait or ``every_s`` have passed, and everything at ``close``.
-* What instard refuses is counted and told in ``problem``; it is not sent again. What could not be sent for
-  the moment is sent again as the very same batch, which instard takes once.
+* What instard refuses, or JSON cannot say, is counted and told in ``problem``; it is not sent again. What
+  could not be sent for the moment is sent again as the very same batch, which instard takes once.
 """
 
 import threading
@@ -108,7 +108,8 @@ class Reporter:
             return False
         try:
             self._sent += self._client.report(self._unsent)
-        except (Refused, ValueError) as error:
+        except (Refused, TypeError, ValueError) as error:
+            # The latter two: what stands in a record is nothing that JSON can say.
             self.problem = str(error)
             with self._lock:
                 self._dropped += len(self._unsent)

@@ -292,3 +292,13 @@ class TestReporter:
         assert (reporter.sent, reporter.dropped) == (4, 1)
         assert reporter.problem is not None
         assert "logits" in reporter.problem
+
+    def test_what_json_cannot_say_is_counted_and_the_rest_goes_on(
+        self, instard: Instard, client: Client, records: Make
+    ) -> None:
+        numbers = [np.float32(1.5), float("nan")]
+        wrong = [dataclasses.replace(*records(1), latency_ms=number) for number in numbers]
+        with Reporter(client, batch=1, every_s=60.0) as reporter:
+            for record in [*wrong, *records(2, 2)]:
+                reporter.add(record)
+        assert (reporter.sent, reporter.dropped) == (2, 2)

@@ -89,6 +89,7 @@ class RepositoryTarget:
             newcomer=newcomer,
             previous=self._present(wanted.previous),
             newcomer_share=1.0 if problem is None and newcomer is not None and newcomer == top else 0.0,
+            exit_confidence=wanted.exit_confidence,
             ready=top is not None and problem is None,
             problem=problem,
         )

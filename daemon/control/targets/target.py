@@ -29,6 +29,7 @@ class Observed(Term):
     newcomer: Slot | None
     previous: Slot | None
     newcomer_share: Share
+    exit_confidence: float | None = None
     ready: bool
     problem: str | None = None
 
@@ -38,6 +39,7 @@ class Observed(Term):
             self.stable == wanted.stable
             and self.newcomer == wanted.newcomer
             and self.newcomer_share == wanted.newcomer_share
+            and self.exit_confidence == wanted.exit_confidence
         )
 
 
