@@ -44,6 +44,9 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_state.NotFound,
     ort_state.EngineError,
     ort_state.ModelLoaded,
+    ort_state.ModelLoadCanceled,
+    ort_state.ModelRequiresCompilation,
+    ort_state.DeviceReset,
     RuntimeError,
     MemoryError,
 )
