@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from guards import panel
 from policies.case import Case, PanelResult
-from policies.errors import InstarError, TamperError
+from policies.errors import InstarError, TamperError, first_fault
 from policies.terms import Artefact, Finding, Verdict
 from policies.wire import canonical, digest_bytes, parse_canonical
 
@@ -62,9 +62,7 @@ def read_case(path: Path) -> Case:
     try:
         return Case.model_validate_json(raw)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise TamperError(f"expected a case at {path}, got {where}: {fault['msg']}") from error
+        raise TamperError(f"expected a case at {path}, got {first_fault(error)}") from error
 
 
 def judge(case: Case, out: Path) -> PanelResult:

@@ -4,8 +4,8 @@ import logging
 
 from daemon.control.book import Book
 from daemon.control.law import Law
-from daemon.control.link import Link
 from daemon.control.performer import Performer
+from daemon.control.targets.target import Target
 from daemon.store.blobs import Blobs
 from guards import approval as gate
 from policies.approvals import tally
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class Operators:
     """The people's side of control."""
 
-    def __init__(self, book: Book, law: Law, blobs: Blobs, link: Link, performer: Performer) -> None:
+    def __init__(self, book: Book, law: Law, blobs: Blobs, link: Target, performer: Performer) -> None:
         self._book = book
         self._law = law
         self._blobs = blobs

@@ -13,9 +13,9 @@ from typing import Any
 from daemon.control.book import Book
 from daemon.control.jobs import Jobs
 from daemon.control.law import Law
-from daemon.control.link import Link
 from daemon.control.shadows import Shadows
 from daemon.control.state import wanted
+from daemon.control.targets.target import Target
 from daemon.store.blobs import Blobs
 from policies import acts, shadow
 from policies.clearance import clear
@@ -40,7 +40,7 @@ class Performer:
         jobs: Jobs,
         shadows: Shadows,
         blobs: Blobs,
-        link: Link,
+        link: Target,
         model: str,
         reports: Path,
     ) -> None:

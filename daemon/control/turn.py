@@ -14,10 +14,10 @@ from collections.abc import Callable
 from daemon.control.book import Book
 from daemon.control.jobs import Jobs
 from daemon.control.law import Law
-from daemon.control.link import Link, Observed, Unreachable
 from daemon.control.performer import Performer
 from daemon.control.sensors import Sensors
 from daemon.control.shadows import Shadows
+from daemon.control.targets.target import Observed, Target, Unreachable
 from daemon.ops.metrics import ControlMetrics
 from daemon.store.samples import Samples
 from policies import rules
@@ -54,7 +54,7 @@ class Turn:
         shadows: Shadows,
         sensors: Sensors,
         samples: Samples,
-        link: Link,
+        link: Target,
         performer: Performer,
         metrics: ControlMetrics,
         hook: Hook = _no_hook,

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from daemon.serving.slot import Slot, build
 from daemon.shadow.contest import Contest
 from daemon.shadow.pairs import Pairs
-from policies.errors import InstarError, TamperError
+from policies.errors import InstarError, TamperError, first_fault
 from policies.shadow import ShadowCase, ShadowResult
 from policies.terms import Slot as SlotTerm
 from policies.wire import canonical, parse_canonical
@@ -68,9 +68,7 @@ def read_case(path: Path) -> ShadowCase:
     try:
         return ShadowCase.model_validate_json(raw)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise TamperError(f"expected a shadow's case at {path}, got {where}: {fault['msg']}") from error
+        raise TamperError(f"expected a shadow's case at {path}, got {first_fault(error)}") from error
 
 
 def shadow(case: ShadowCase, stop: threading.Event) -> ShadowResult:

@@ -11,11 +11,10 @@ import numpy as np
 from daemon.control.book import Book
 from daemon.control.jobs import Jobs
 from daemon.control.law import Law
-from daemon.control.link import Observed, Unreachable
 from daemon.control.operators import Operators
 from daemon.control.performer import Performer
 from daemon.control.shadows import Shadows
-from daemon.control.targets.target import Abilities
+from daemon.control.targets.target import Abilities, Observed, Unreachable
 from daemon.control.turn import Turn
 from daemon.ops.metrics import ControlMetrics
 from daemon.store.blobs import Blobs
