@@ -1,7 +1,7 @@
 """A fleet over real processes: a hub, two device classes with a device each, traffic on them, an approver.
 
-Devices may live in network namespaces of their own, behind links that can be cut, and one may be really slow:
-its timings are stopped and let go many thousand times a second.
+Devices may live in network namespaces of their own, behind links that can be cut, and one may be slower than
+the others.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -89,74 +89,34 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-class Throttle(threading.Thread):
-    """Slows the timings of one device: they are stopped for most of every cycle, wherever they are.
+class Slower:
+    """What processes are started with, so that each run of ONNX Runtime takes ``times`` as long in them.
 
-    A cycle is shorter than a row takes, so that no row escapes between two stops; and what stops them is a
-    real-time process, so that it is not late itself.
+    The runtime is what is slowed, and nothing of Instar: as on a device with a slower clock, whatever else
+    the machine does meanwhile.
     """
 
-    def __init__(self, device: Path, stopped_us: float, running_us: float) -> None:
-        super().__init__(daemon=True)
-        self._device = device
-        self._cycle = (stopped_us / 1e6, running_us / 1e6)
-        self._ended = threading.Event()
-        self.slowed = 0
-
-    @staticmethod
-    def missing() -> str | None:
-        """Return why nothing can be slowed here, or None."""
-        if len(os.sched_getaffinity(0)) < 2:
-            return "slowing a process takes a second core"
-        probe = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))"
-        made = subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False)
-        return None if made.returncode == 0 else "real-time scheduling is not permitted"
-
-    def run(self) -> None:
-        """Wait for timings, and slow each until it ends."""
-        while not self._ended.wait(0.005):
-            for pid in self._timings():
-                self.slowed += 1
-                script = _DUTY.format(pid=pid, stopped=self._cycle[0], running=self._cycle[1])
-                subprocess.run([sys.executable, "-c", script], check=False, timeout=240)
-
-    def stop(self) -> None:
-        """Slow nothing any more."""
-        self._ended.set()
-        self.join(timeout=30)
-
-    def _timings(self) -> Iterator[int]:
-        """Yield the device's timing processes."""
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                with contextlib.suppress(OSError):
-                    words = (folder / "cmdline").read_bytes().split(b"\0")
-                    if b"daemon.fleet.timing" in words and str(self._device).encode() in b" ".join(words):
-                        yield int(folder.name)
+    def __init__(self, folder: Path, times: float) -> None:
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(_SLOWER.format(times=times))
+        self.environment = {"PYTHONPATH": str(folder)}
 
 
-_DUTY = """
-import os, signal, time
-clock = time.perf_counter
-cores = sorted(os.sched_getaffinity(0))
-def spin(seconds):
-    end = clock() + seconds
-    while clock() < end:
+_SLOWER = """
+import time
+import onnxruntime
+
+run = onnxruntime.InferenceSession.run
+
+def slower(*args, **kwargs):
+    began = time.perf_counter()
+    answers = run(*args, **kwargs)
+    end = began + {times} * (time.perf_counter() - began)
+    while time.perf_counter() < end:
         pass
-try:
-    # At once when it is let go: others on this machine must not add to what the throttle does.
-    os.sched_setaffinity({pid}, cores[:1])
-    os.sched_setscheduler({pid}, os.SCHED_FIFO, os.sched_param(40))
-    os.sched_setaffinity(0, cores[1:2])
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
-    while open("/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
-        for _ in range(200):
-            os.kill({pid}, signal.SIGSTOP)
-            spin({stopped})
-            os.kill({pid}, signal.SIGCONT)
-            spin({running})
-except (ProcessLookupError, FileNotFoundError):
-    pass
+    return answers
+
+onnxruntime.InferenceSession.run = slower
 """
 
 
@@ -209,8 +169,11 @@ class Traffic(threading.Thread):
 class Field:
     """One device: its instar-serve and its instar-device, perhaps in a namespace."""
 
-    def __init__(self, folder: Path, papers: Path, name: str, hub: str, prefix: list[str]) -> None:
+    def __init__(
+        self, folder: Path, papers: Path, name: str, hub: str, prefix: list[str], environment: dict[str, str]
+    ) -> None:
         self.name, self._papers, self._hub, self._prefix = name, papers, hub, prefix
+        self._environment = os.environ | environment
         self.state = folder / name
         self.state.mkdir()
         self.port, self._metrics = free_port(), free_port()
@@ -243,7 +206,7 @@ class Field:
         }[which]
         command = [*self._prefix, str(Path(sys.executable).with_name(which)), *map(str, flags)]
         with (self.state / f"{which}.log").open("ab") as log:
-            self.processes[which] = subprocess.Popen(command, stdout=log, stderr=log)
+            self.processes[which] = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
 
     def kill(self, which: str) -> None:
         """Kill one of the device's processes as a power cut would."""
@@ -374,14 +337,15 @@ class FleetSite:
             device.stop()
         self.site.__exit__(kind, error, trace)
 
-    def join(self, lane: str) -> Field:
+    def join(self, lane: str, slower: Slower | None = None) -> Field:
         """Start a lane's device, and ask it for digits."""
         name = f"{lane}-1"
         space = self._spaces
         prefix = [] if space is None else space.prefix(name)
         host = "127.0.0.1" if space is None else space.addresses(name)[0]
         hub = f"https://{host}:{self.port}"
-        device = Field(self.site.state.parent, self.papers, name, hub, prefix)
+        environment = {} if slower is None else slower.environment
+        device = Field(self.site.state.parent, self.papers, name, hub, prefix, environment)
         self.devices[name] = device
         self.traffic[name] = Traffic(name, device.ask)
         self.traffic[name].start()
