@@ -227,7 +227,7 @@ class Connection(Reading):
         parts += [b"%b: %b\r\n" % header for header in headers]
         if not keep:
             parts.append(b"connection: close\r\n")
-        elif self._version() == "1.0":
+        elif self._version == "1.0":
             parts.append(b"connection: keep-alive\r\n")
         parts.append(b"content-length: %d\r\n\r\n" % len(body))
         if not head_only:

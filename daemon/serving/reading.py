@@ -6,6 +6,7 @@
   body it is refused: the parser would take the body for the next request.
 * Two hosts, another version than 1.0 and 1.1, a coded transfer under 1.0: refused (RFC 9112, 3.2 and 6.1).
 * After a refusal, or a request that is the last, nothing more is parsed (``_deaf``).
+* A head that was read before is not read again (``heads.py``).
 
 llhttp reads the bytes (``httptools``); nothing here does. ``connection.py`` answers.
 """
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httptools
+
+from daemon.serving.heads import Head
 
 if TYPE_CHECKING:
     from daemon.serving.reception import Reception
@@ -47,12 +50,14 @@ class Reading(asyncio.Protocol):
         "_expects",
         "_head_bytes",
         "_headers",
+        "_learn",
         "_method",
         "_parser",
         "_reading_head",
         "_reception",
         "_target",
         "_transport",
+        "_version",
         "busy",
         "expires",
     )
@@ -64,6 +69,9 @@ class Reading(asyncio.Protocol):
         self._parser: httptools.HttpRequestParser | None = None
         self._headers: dict[bytes, bytes] = {}
         self._method = self._target = b""
+        self._version = "1.1"
+        # The last request's head, while it may be one that is worth keeping.
+        self._learn: Head | None = None
         self._body: list[bytes] = []
         self._head_bytes = self._body_bytes = self._dry_bytes = 0
         self._reading_head = True
@@ -82,6 +90,12 @@ class Reading(asyncio.Protocol):
         self._reception.refused(self._target, self._fail, came)
 
     def _feed(self, data: bytes) -> None:
+        border = self._reading_head and not self._head_bytes
+        if border and (known := self._reception.heads.recall(data)) is not None:
+            head, body = known
+            self._version = "1.1"
+            self._whole(Request(head.method, head.target, head.headers, body, self._reception.now()), True)
+            return
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
         if self._reading_head:
@@ -103,6 +117,10 @@ class Reading(asyncio.Protocol):
             self._fail(431, f"expected a head of at most {MOST_HEAD_BYTES} bytes, got more")
         elif self._dry_bytes > MOST_HEAD_BYTES and not self._reading_head:
             self._too_large("as many around it")
+        elif border and self._learn is not None and self._reading_head and not self._head_bytes:
+            # One request, and nothing else: a second one would have taken its place, or begun a head.
+            self._reception.heads.learn(self._learn, data)
+            self._learn = None
 
     def _parsed(self, parser: httptools.HttpRequestParser, data: bytes) -> bytes:
         """Parse, and return what comes after an offer to upgrade: the parser stops there."""
@@ -117,7 +135,7 @@ class Reading(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._headers, self._target, self._body, self._body_bytes = {}, b"", [], 0
-        self._reading_head = True
+        self._reading_head, self._learn = True, None
         self._head_bytes = self._head_bytes or 1
         if not self.busy:
             self.expires = self._reception.head_until()
@@ -146,7 +164,7 @@ class Reading(asyncio.Protocol):
             return
         self._reading_head, self._head_bytes, self._dry_bytes = False, 0, 0
         self._method = self._parser.get_method()
-        version = self._version()
+        version = self._version = str(self._parser.get_http_version())
         if (unfit := self._unfit(self._parser, version)) is not None:
             self._fail(*unfit)
             return
@@ -161,7 +179,7 @@ class Reading(asyncio.Protocol):
         if not self.busy:
             self._go_on()
 
-    def _unfit(self, parser: httptools.HttpRequestParser, version: str | None) -> tuple[int, str] | None:
+    def _unfit(self, parser: httptools.HttpRequestParser, version: str) -> tuple[int, str] | None:
         """Return what a head is refused with that llhttp lets pass; None when it is fit."""
         if version not in ("1.0", "1.1"):
             return 505, f"expected HTTP/1.1 or HTTP/1.0, got HTTP/{version}"
@@ -186,9 +204,6 @@ class Reading(asyncio.Protocol):
     def _head_size(self) -> int:
         return len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers.items())
 
-    def _version(self) -> str | None:
-        return None if self._parser is None else str(self._parser.get_http_version())
-
     def on_body(self, body: bytes) -> None:
         """Read a piece of the body."""
         if self._deaf:
@@ -209,4 +224,12 @@ class Reading(asyncio.Protocol):
         keep = self._parser.should_keep_alive()
         self._reading_head, self._body_bytes, self._body, self._target = True, 0, [], b""
         self._deaf = not keep
+        if keep and self._plain(self._parser):
+            self._learn = Head(request.method, request.target, request.headers, len(body))
         self._whole(request, keep)
+
+    def _plain(self, parser: httptools.HttpRequestParser) -> bool:
+        """Tell whether the request that is whole now ended where its head said that it would."""
+        told = self._headers
+        another = b"transfer-encoding" in told or b"expect" in told or parser.should_upgrade()
+        return self._version == "1.1" and not another

@@ -15,6 +15,7 @@ from email.utils import formatdate
 
 from daemon.ops.doors import BACKLOG
 from daemon.serving.connection import Connection, Handler, Respond, Work
+from daemon.serving.heads import Heads
 from daemon.serving.metrics import ServeMetrics
 from daemon.serving.reading import Request
 from policies.clock import Clock
@@ -53,7 +54,7 @@ class Reception:
         self.handle: Callable[[Request, Respond], Work | None] = handler
         self.now = clock.monotonic
         self._clock, self._metrics = clock, metrics
-        self.max_body = max_body
+        self.max_body, self.heads = max_body, Heads()
         self._most, self._head_s, self._body_s, self._idle_s = max_connections, head_s, body_s, idle_s
         self._open: set[Connection] = set()
         self._server: asyncio.Server | None = None
