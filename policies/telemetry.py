@@ -13,7 +13,7 @@ a reader that finds a gap counts what it lost.
 Ids are hashed, so that no client text lies in a file: ``row_key`` joins a row with its label.
 """
 
-import hashlib
+from hashlib import blake2b
 
 MAGIC = "instar-spool"
 FORMAT = 2
@@ -30,12 +30,12 @@ def row_key(request_id: str, row: int, rows: int) -> bytes:
     False
     """
     text = request_id if rows == 1 else f"{request_id}/{row}"
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return blake2b(text.encode(), digest_size=16).digest()
 
 
 def group_key(group: str) -> bytes:
     """Return the 8-byte key of a near-duplicate group."""
-    return hashlib.blake2b(group.encode(), digest_size=8).digest()
+    return blake2b(group.encode(), digest_size=8).digest()
 
 
 def telemetry_fields(classes: int, embedding: int) -> list[Field]:

@@ -58,7 +58,7 @@ class Plane:
         self.spool = Spool(settings.spool, settings.spool_bytes, self.metrics.drop)
         kept = Recorder(self.spool, Sampler(settings.sample_bytes_per_s), clock)
         recorder = kept if settings.telemetry else Silence()
-        self.spool.gather = recorder.gather
+        self.spool.gather = recorder.gather_gently
         self.keeper = Keeper(
             settings.model, settings.blobs, settings.deployment, settings.max_batch, self.metrics, clock
         )

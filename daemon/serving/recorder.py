@@ -4,14 +4,16 @@
   generation 0 when none was chosen, and zeros where the model would have spoken.
 * Samples only of rows that reached the model, as many as the sampler allows.
 * Before the first model is loaded there is no layout, so nothing is recorded; the counters still count.
-* A request costs a list entry here. Records are made of many entries at once, by the spool's thread, or by
-  whoever comes when ``MOST_KEPT_ROWS`` or ``MOST_KEPT_BYTES`` are kept: what is kept stays small, whatever
-  the thread does.
+* A request costs a list entry here. Records are made of many entries at once, by whoever comes when
+  ``MOST_KEPT_ROWS`` or ``MOST_KEPT_BYTES`` are kept, or else by the spool's thread: what is kept stays small,
+  whatever the thread does. The thread makes a few at a time and sleeps in between, since the event loop
+  waits for the interpreter meanwhile.
 
 Called by ``engine.py`` and the fronts; hands bytes to the spool and never waits for a disk.
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +34,9 @@ _NARROW = 1e15
 
 MOST_KEPT_ROWS = 256
 MOST_KEPT_BYTES = 4 << 20
+FEW_ROWS = 32
+"""Of which the spool's thread makes records before it sleeps: about a sixth of a millisecond."""
+PAUSE_S = 0.0005
 
 OUTCOME_CODES = {name: code for code, name in enumerate(OUTCOMES)}
 
@@ -142,34 +147,54 @@ class Recorder:
         ``gone`` tells which rows left early; None for a network without an exit.
         """
         now = self._clock.now()
-        self._keep(_Entry(slot, slot.generation, told, len(x), now, x, logits, embedding, gone), len(x))
+        self._keep(_Entry(slot, slot.generation, told, len(x), now, x, logits, embedding, gone))
 
     def unanswered(self, layout_of: Slot | None, generation: int, told: Told, batch: int) -> None:
         """Record a request without any answer: refused before the model, or failed inside it."""
         if layout_of is not None:
             entry = _Entry(layout_of, generation, [told], batch, self._clock.now(), None, None, None, None)
-            self._keep(entry, told.rows)
+            self._keep(entry)
 
-    def gather(self) -> None:
-        """Turn everything that was kept into records, in order; the spool's thread does, before it writes."""
+    def gather(self, most_rows: int = MOST_KEPT_ROWS) -> None:
+        """Turn what was kept first into records, in order: entries until they have so many rows."""
         # Two may come at once: the second one waits, so that records stay in order.
         with self._gathering:
             with self._lock:
-                kept, self._kept = self._kept, []
-                self._kept_rows = self._kept_bytes = 0
+                taken = self._take(most_rows)
             start = 0
-            while start < len(kept):
+            while start < len(taken):
                 end = start + 1
-                while end < len(kept) and _alike(kept[start], kept[end]):
+                while end < len(taken) and _alike(taken[start], taken[end]):
                     end += 1
-                self._write(kept[start:end])
+                self._write(taken[start:end])
                 start = end
 
-    def _keep(self, entry: _Entry, rows: int) -> None:
+    def gather_gently(self) -> None:
+        """Turn everything that is kept now into records; the spool's thread does, before it writes."""
+        rows = self._kept_rows
+        while rows > 0:
+            self.gather(FEW_ROWS)
+            rows -= FEW_ROWS
+            if rows > 0:
+                time.sleep(PAUSE_S)
+
+    def _take(self, most_rows: int) -> list[_Entry]:
+        rows = size = end = 0
+        while end < len(self._kept) and rows < most_rows:
+            entry = self._kept[end]
+            rows += _rows(entry)
+            size += _bytes(entry)
+            end += 1
+        taken, self._kept = self._kept[:end], self._kept[end:]
+        self._kept_rows -= rows
+        self._kept_bytes -= size
+        return taken
+
+    def _keep(self, entry: _Entry) -> None:
         with self._lock:
             self._kept.append(entry)
-            self._kept_rows += rows
-            self._kept_bytes += 0 if entry.x is None else entry.x.nbytes
+            self._kept_rows += _rows(entry)
+            self._kept_bytes += _bytes(entry)
             full = self._kept_rows >= MOST_KEPT_ROWS or self._kept_bytes >= MOST_KEPT_BYTES
         if full:
             self.gather()
@@ -237,8 +262,16 @@ class Silence:
     def unanswered(self, layout_of: Slot | None, generation: int, told: Told, batch: int) -> None:
         """Forget a request."""
 
-    def gather(self) -> None:
+    def gather_gently(self) -> None:
         """Have nothing to gather."""
+
+
+def _rows(entry: _Entry) -> int:
+    return entry.told[0].rows if entry.x is None else len(entry.x)
+
+
+def _bytes(entry: _Entry) -> int:
+    return 0 if entry.x is None else entry.x.nbytes
 
 
 def _alike(first: _Entry, other: _Entry) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from daemon.serving import recorder as module
-from daemon.serving.recorder import MOST_KEPT_ROWS, Recorder, Silence, Told
+from daemon.serving.recorder import FEW_ROWS, MOST_KEPT_ROWS, Recorder, Silence, Told
 from daemon.serving.sampler import Sampler
 from daemon.serving.slot import build
 from policies.clock import StandingClock
@@ -121,6 +121,19 @@ def test_what_is_kept_is_bounded_whatever_the_spools_thread_does(slot, kit):
     for n in range(MOST_KEPT_ROWS):
         kept.unanswered(slot, 0, told(str(n), outcome="shed"), 0)
     assert len(sink.rows()) == 2 * MOST_KEPT_ROWS
+
+
+def test_the_spools_thread_makes_a_few_records_at_a_time_and_all_of_them_in_order(slot, kit):
+    sink = Sink()
+    kept = recorder(sink)
+    x = kit.digits(4)
+    for n in range(25):
+        run(slot, kept, x, told(str(n), 4, latency_ms=n))
+    kept.gather_gently()
+    assert [len(block) for block in sink.of("telemetry")] == [FEW_ROWS, FEW_ROWS, FEW_ROWS, 4]
+    assert sink.rows()["latency_ms"][::4].tolist() == list(range(25))
+    kept.gather_gently()
+    assert len(sink.rows()) == 100, "what was gathered is gone"
 
 
 def test_two_embeddings_are_two_layouts(forge, slot, kit):
@@ -240,7 +253,7 @@ def test_silence_says_nothing(slot, kit):
     silence = Silence()
     run(slot, silence, kit.digits(1), told("a"))
     silence.unanswered(slot, 0, told("b"), 0)
-    silence.gather()
+    silence.gather_gently()
 
 
 def test_extremes_of_an_input_stay_finite():
