@@ -119,7 +119,10 @@ def test_ctrl_c_reaches_the_search_whoever_gets_it_first(
     order: Path, puppet: Callable[[str], None], whole_group: bool
 ) -> None:
     puppet(WAITS)
-    command = [sys.executable, "-c", "import sys; from daemon.console.cli import main; sys.exit(main())"]
+    # A shell that starts a run in the background has it ignore Ctrl-C, and that is inherited.
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    run = f"{heeds}; import sys; from daemon.console.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", run]
     with subprocess.Popen(
         [*command, "search", "run", str(order)], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as console:

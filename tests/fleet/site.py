@@ -16,9 +16,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -170,10 +170,16 @@ class Field:
     """One device: its instar-serve and its instar-device, perhaps in a namespace."""
 
     def __init__(
-        self, folder: Path, papers: Path, name: str, hub: str, prefix: list[str], environment: dict[str, str]
+        self,
+        folder: Path,
+        papers: Path,
+        name: str,
+        hub: str,
+        prefix: list[str],
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.name, self._papers, self._hub, self._prefix = name, papers, hub, prefix
-        self._environment = os.environ | environment
+        self._environment = os.environ | dict(environment)
         self.state = folder / name
         self.state.mkdir()
         self.port, self._metrics = free_port(), free_port()
