@@ -3,6 +3,8 @@
 * ``append`` never blocks and never touches a file: it queues bytes, or drops them and counts the rows.
 * The writer thread wakes at least every 0.2 s, writes what is queued, and keeps each kind below its half of
   the budget by deleting its oldest segments. ``close`` writes everything that was queued before it.
+* It writes ``PIECE_BYTES`` at a time and sleeps in between: to copy megabytes into the page cache takes
+  milliseconds of the same processor that answers.
 * Records of another layout than the open segment's wait up to a second, then a segment begins for them.
 * A new segment begins at every start, when the layout changes, and when one is full. A segment ends on a
   record's border; only a killed process or machine leaves a torn tail, which readers ignore.
@@ -16,8 +18,9 @@ import json
 import logging
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +35,8 @@ SEGMENTS_A_KIND = 8
 MOST_SEGMENTS = 4096
 LEAST_BYTES = 1 << 16
 HOLD_FLUSHES = 5
+PIECE_BYTES = 1 << 16
+PAUSE_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +172,11 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._streams = {kind: Stream(folder, kind, budget_bytes // 2) for kind in KINDS}
         # One write must fit into a segment, else the budget could not hold.
-        self._chunk = budget_bytes // 2 // SEGMENTS_A_KIND // 2
+        self._piece = min(PIECE_BYTES, budget_bytes // 2 // SEGMENTS_A_KIND // 2)
         self._dropped, self._write = dropped, write
         self._queue: deque[tuple[Layout, bytes]] = deque()
         self._queued_bytes = 0
-        self._held: dict[str, dict[Layout, bytearray]] = {kind: {} for kind in KINDS}
+        self._held: dict[str, dict[Layout, list[bytes]]] = {kind: {} for kind in KINDS}
         self._waited = dict.fromkeys(KINDS, 0)
         # Two locks: the loop takes the first one alone, so that it never waits for a disk.
         self._lock = threading.Lock()
@@ -213,7 +218,7 @@ class Spool:
             with self._lock:
                 batch, self._queue, self._queued_bytes = self._queue, deque(), 0
             for layout, data in batch:
-                self._held[layout.kind].setdefault(layout, bytearray()).extend(data)
+                self._held[layout.kind].setdefault(layout, []).append(data)
             for kind in KINDS:
                 self._flush_kind(kind, last)
 
@@ -226,10 +231,19 @@ class Spool:
         self._waited[kind] = self._waited[kind] + 1 if others and not due else 0
         current = [layout for layout in held if layout == stream.layout]
         for layout in current + (others if due else []):
-            data = held.pop(layout)
-            step = max(1, self._chunk // layout.record_bytes) * layout.record_bytes
+            since = 0
+            for data in self._pieces(layout, held.pop(layout)):
+                if since >= PIECE_BYTES and not last:
+                    time.sleep(PAUSE_S)
+                    since = 0
+                self._store(stream, layout, data)
+                since += len(data)
+
+    def _pieces(self, layout: Layout, blocks: list[bytes]) -> Iterator[bytes]:
+        step = max(1, self._piece // layout.record_bytes) * layout.record_bytes
+        for data in blocks:
             for start in range(0, len(data), step):
-                self._store(stream, layout, bytes(data[start : start + step]))
+                yield data[start : start + step]
 
     def _store(self, stream: Stream, layout: Layout, data: bytes) -> None:
         try:
