@@ -13,6 +13,7 @@ a reader that finds a gap counts what it lost.
 Ids are hashed, so that no client text lies in a file: ``row_key`` joins a row with its label.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 MAGIC = "instar-spool"
@@ -31,6 +32,18 @@ def row_key(request_id: str, row: int, rows: int) -> bytes:
     """
     text = request_id if rows == 1 else f"{request_id}/{row}"
     return blake2b(text.encode(), digest_size=16).digest()
+
+
+def row_keys(request_ids: Sequence[str], rows: Sequence[int]) -> list[bytes]:
+    """Return the keys of all rows of some requests, in order; ``rows`` is how many each has.
+
+    >>> row_keys(["a", "b"], [1, 2]) == [row_key("a", 0, 1), row_key("b", 0, 2), row_key("b", 1, 2)]
+    True
+    """
+    if sum(rows) == len(rows):
+        return [blake2b(name.encode(), digest_size=16).digest() for name in request_ids]
+    named = zip(request_ids, rows, strict=True)
+    return [row_key(name, row, count) for name, count in named for row in range(count)]
 
 
 def group_key(group: str) -> bytes:

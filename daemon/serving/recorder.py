@@ -24,7 +24,7 @@ from daemon.serving.sampler import Sampler
 from daemon.serving.slot import NUMPY_TYPES, Slot
 from daemon.serving.spool import Layout, Spool
 from policies.clock import Clock
-from policies.telemetry import OUTCOMES, Field, group_key, row_key, sample_fields, telemetry_fields
+from policies.telemetry import OUTCOMES, Field, group_key, row_keys, sample_fields, telemetry_fields
 from policies.terms import TensorSpec
 
 _COLOUR_LAST, _COLOURS = 4, 3
@@ -202,23 +202,19 @@ class Recorder:
     def _write(self, entries: list[_Entry]) -> None:
         slot = entries[0].slot
         shape = self._shape(slot)
-        keys = [
-            row_key(told.id, row, told.rows)
-            for entry in entries
-            for told in entry.told
-            for row in range(told.rows)
-        ]
+        # Column by column, since a request costs here what its columns cost.
+        told = [each for entry in entries for each in entry.told]
+        ids, groups, counts, outcomes, latencies_ms = zip(*told, strict=True)
+        keys = row_keys(ids, counts)
         records = np.zeros(len(keys), shape.record)
-        requests = [(entry, told) for entry in entries for told in entry.told]
-        counts = [told.rows for _, told in requests]
-        groups = [group_key(told.group) for _, told in requests]
         records["row_key"] = np.frombuffer(b"".join(keys), "V16")
-        records["group_key"] = np.repeat(np.frombuffer(b"".join(groups), "V8"), counts)
+        records["group_key"] = np.repeat(np.frombuffer(b"".join(map(group_key, groups)), "V8"), counts)
         records["generation"] = entries[0].generation
-        records["at"] = np.repeat([entry.at for entry, _ in requests], counts)
-        records["batch"] = np.repeat([entry.batch for entry, _ in requests], counts)
-        records["outcome"] = np.repeat([OUTCOME_CODES[told.outcome] for _, told in requests], counts)
-        records["latency_ms"] = np.repeat([told.latency_ms for _, told in requests], counts)
+        rows = [_rows(entry) for entry in entries]
+        records["at"] = np.repeat([entry.at for entry in entries], rows)
+        records["batch"] = np.repeat([entry.batch for entry in entries], rows)
+        records["outcome"] = np.repeat([OUTCOME_CODES[outcome] for outcome in outcomes], counts)
+        records["latency_ms"] = np.repeat(latencies_ms, counts)
         ran = [(entry.x, entry.logits, entry.embedding) for entry in entries if entry.x is not None]
         if ran:
             x, logits, embedding = (_joined(column) for column in zip(*ran, strict=True))
