@@ -19,7 +19,7 @@ from tests.simulator.instard import forge_bundles, without_exits
 from tests.simulator.v2server import V2Server
 
 TURNS = 60
-EVERY = 23
+EVERY = 41
 """Of the places where a kill can strike, how many lie between two that are tried."""
 
 
