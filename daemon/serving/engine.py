@@ -7,6 +7,7 @@
 * Requests share a run only in sizes in which the slot's answers are bit-equal to those alone (``pace.py``).
 * When a shared run fails, its requests run one by one, so that one that poisons the batch fails alone.
 * An answer that is not finite is an error: the client gets no number that is none.
+* An error that nobody foresaw is told to everybody who waits for the run, and then goes on to the loop's log.
 * More than ``max_waiting`` requests at once are turned away (``Busy``), before they cost anything. One whose
   time is over before its run began is not run (``Late``); neither is one whose client left.
 
@@ -50,6 +51,13 @@ class Job:
     received: float
     done: Done
     gone: bool = False
+    told: bool = False
+
+    def tell(self, said: Answer | InstarError) -> None:
+        """Answer it; a client that is gone is told nothing."""
+        self.told = True
+        if not self.gone:
+            self.done(self.ask, said)
 
     @property
     def due(self) -> float:
@@ -136,6 +144,15 @@ class Engine:
     def flush(self) -> None:
         """Answer everything that waits and runs shortly; have the rest run in the pool."""
         batch, self._waiting = self._waiting, []
+        try:
+            self._run_shortly(batch)
+        except Exception as error:
+            self._give_up(batch, error)
+            raise
+        finally:
+            self._pump()
+
+    def _run_shortly(self, batch: list[Job]) -> None:
         table = self._table()
         ran: list[tuple[Slot, list[Ran]]] = []
         held_s = 0.0
@@ -152,7 +169,16 @@ class Engine:
             ran.append((slot, self._compute(slot, part, table.exit_confidence)))
             held_s += run_s
         self._finish_all(table.model, ran)
-        self._pump()
+
+    def _give_up(self, batch: list[Job], error: Exception) -> None:
+        """Tell who still waits that there will be no answer."""
+        later = {id(job) for job in self._long}
+        for job in batch:
+            if not job.told and id(job) not in later:
+                told = Told(job.ask.id, job.ask.group, len(job.ask.x), "error", 0.0)
+                self._metrics.count("error")
+                self._recorder.unanswered(self._table().stable, 0, told, 0)
+                job.tell(ModelFailed(f"expected a run, it broke off: {type(error).__name__}; see the log"))
 
     def _finish_all(self, model: str, ran: list[tuple[Slot, list[Ran]]]) -> None:
         for slot, runs in ran:
@@ -175,12 +201,15 @@ class Engine:
         self._pooled = len(part)
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._pool, self._compute, slot, part, table.exit_confidence)
-        running.add_done_callback(lambda done: self._back(table.model, slot, done))
+        running.add_done_callback(lambda done: self._back(table.model, slot, part, done))
 
-    def _back(self, model: str, slot: Slot, done: asyncio.Future[list[Ran]]) -> None:
+    def _back(self, model: str, slot: Slot, part: list[Job], done: asyncio.Future[list[Ran]]) -> None:
         self._pooled = 0
         try:
             self._finish(model, slot, done.result())
+        except Exception as error:
+            self._give_up(part, error)
+            raise
         finally:
             # Also after an error that nobody foresaw: the pool is not its hostage.
             self._pump()
@@ -223,7 +252,7 @@ class Engine:
         self._metrics.count(outcome)
         told = Told(ask.id, ask.group, len(ask.x), outcome, (now - job.received) * 1e3)
         self._recorder.unanswered(table.stable, 0, told, 0)
-        job.done(ask, refusal)
+        job.tell(refusal)
         return None
 
     def _parts(self, slot: Slot, jobs: list[Job]) -> list[list[Job]]:
@@ -267,8 +296,7 @@ class Engine:
             with self._counting:
                 self._count(slot, ran, said)
             for job, (answer, _) in zip(ran.jobs, said, strict=True):
-                if not job.gone:
-                    job.done(job.ask, answer)
+                job.tell(answer)
             with self._counting:
                 slot.stats.output_s += self._clock.monotonic() - ran.ended
 

@@ -121,6 +121,33 @@ def ask(name, value=0, rows=1, version=None, **more):
     return Ask(name, name, x, {"logits": False}, version, more.pop("key", name), **more)
 
 
+# -- what nobody foresaw ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_an_error_that_nobody_foresaw_is_told_to_all_who_wait_and_to_the_log(rig, pooled):
+    if pooled:
+        rig.table = Table(MODEL, replace(rig.slot, pace=SLOW))
+    logged = []
+
+    def broken(_names, _feeds):
+        raise LookupError("nobody foresaw it")
+
+    async def story():
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: logged.append(told["exception"]))
+        run, rig.session.run = rig.session.run, broken
+        failed = await asyncio.wait_for(asyncio.gather(*rig.ask(ask("a"), ask("b"))), 30)
+        rig.session.run = run
+        return [*failed, *await asyncio.wait_for(asyncio.gather(*rig.ask(ask("c"))), 30)]
+
+    *failed, answered = asyncio.run(story())
+    assert [(type(each), "LookupError" in str(each)) for each in failed] == [(ModelFailed, True)] * 2
+    assert answered.generation == 1, "the next ones are answered"
+    assert [type(each) for each in logged] == [LookupError]
+    assert rig.counted("error") == 2
+    assert rig.engine.open == 0
+
+
 # -- batches ------------------------------------------------------------------------------------------------
 
 
