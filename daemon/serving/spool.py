@@ -172,7 +172,8 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._streams = {kind: Stream(folder, kind, budget_bytes // 2) for kind in KINDS}
         # One write must fit into a segment, else the budget could not hold.
-        self._piece = min(PIECE_BYTES, budget_bytes // 2 // SEGMENTS_A_KIND // 2)
+        self._segment = budget_bytes // 2 // SEGMENTS_A_KIND
+        self._piece = min(PIECE_BYTES, self._segment // 2)
         self._dropped, self._write = dropped, write
         self._queue: deque[tuple[Layout, bytes]] = deque()
         self._queued_bytes = 0
@@ -192,9 +193,13 @@ class Spool:
         self._thread.start()
 
     def append(self, layout: Layout, data: bytes) -> None:
-        """Queue whole records; drop and count them when the queue is full. Never blocks on a file."""
+        """Queue whole records; drop and count them when the queue is full, or one is larger than a segment.
+
+        Never blocks on a file.
+        """
         with self._lock:
-            fits = self._queued_bytes + len(data) <= QUEUE_BYTES
+            small = layout.record_bytes <= self._segment
+            fits = small and self._queued_bytes + len(data) <= QUEUE_BYTES
             if fits:
                 self._queue.append((layout, data))
                 self._queued_bytes += len(data)

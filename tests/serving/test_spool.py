@@ -42,6 +42,17 @@ def test_what_is_appended_is_read_in_order(spool, tmp_path, kit):
     assert numbers(kit, tmp_path, "samples") == list(range(0, 100, 10))
 
 
+def test_a_record_that_no_segment_holds_is_dropped_and_counted(spool, lost, tmp_path, kit):
+    most = LEAST_BYTES // 8
+    for size in (most, most + 1):
+        spool.append(
+            Layout("telemetry", "m", (("n", "<u4", ()), ("pad", f"V{size - 4}", ())), size), bytes(size)
+        )
+        spool.flush(last=True)
+    assert lost == {"telemetry": 1}
+    assert numbers(kit, tmp_path) == [0], "one of as many bytes as a segment is kept"
+
+
 def test_old_segments_that_cannot_be_deleted_cost_new_records_and_not_the_bound(
     spool, lost, tmp_path, kit, monkeypatch
 ):
