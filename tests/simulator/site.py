@@ -46,7 +46,7 @@ SMALL = {
     "block_rows": "10",
     "window_rows": "300",
     "founding_cpu_s": "16.0",
-    "budget_cpu_s": "30.0",
+    "budget_cpu_s": "20.0",
     "cooldown_s": "5.0",
     "hold_s": "0.5",
     "min_requests": "60",
