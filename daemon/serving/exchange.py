@@ -1,156 +1,63 @@
-"""The exchange: takes gRPC calls in, bounds their number and patience, and sees them out.
+"""The exchange: takes gRPC clients in, bounds their number and their patience, and sees them out.
 
-* Requests to the model are answered by ``HANDS`` threads, everything else by ``DESK`` others, so that health
-  is told while the model is busy.
-* A call that comes while ``max_waiting`` wait is turned away before its message is read, and at once: who is
-  turned away waits for no thread. gRPC's own limit, beyond which a call is let in here and then not answered,
-  lies above what is let in, so that it is never reached.
-* A message must come within ``body_s`` of its call; within ``SCARCE_S`` when half the threads wait for one:
-  a thread reads for one client, and slow clients shall not have them all. That is why every method is
-  registered as one that streams its request, which looks the same on the wire: only those can be cancelled.
-* Connections, streams, metadata, messages (also after decompression) and pings are bounded by gRPC's core.
-* ``drain``: no new call; who waits gets an answer, for at most so many seconds.
+* More than ``max_connections`` at once are told to come later.
+* Once a second every client's time is looked at (``sweep``).
+* ``drain``: no new client; everybody is told to ask elsewhere, may still ask until that is known, and is
+  answered. What is open when the time is over is closed.
 
-Called by ``main.py``; knows no model. What the calls mean, ``rpc.py`` knows.
+``line.py`` is one client. Called by ``main.py``; knows no model. What the calls mean, ``rpc.py`` knows.
 """
 
 import asyncio
-import math
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import ContextVar
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import grpc
-
-from daemon.serving.front import REFUSALS
-from daemon.serving.reading import MOST_HEAD_BYTES
-from daemon.serving.refusals import (
-    RETRY_S,
-    Busy,
-    DeploymentRefused,
-    Late,
-    Malformed,
-    ModelFailed,
-    NotAllowed,
-    NotFinite,
-    NotReady,
-    TooLarge,
-    Unknown,
-)
+from daemon.ops.doors import BACKLOG, bind, bind_unix
+from daemon.serving.call import PREFIX_BYTES, Call, Reply, Unimplemented
+from daemon.serving.connection import Work
+from daemon.serving.front import CODES as OUTCOMES
+from daemon.serving.line import Line
+from daemon.serving.reception import FRESH_S, SWEEP_S
+from daemon.serving.refusals import Busy
 from policies.clock import Clock
 from policies.errors import InstarError, PermanentError
 
-HANDS = 8
-"""More run the model at once, which costs memory; fewer wait for slow clients together sooner."""
-DESK = 4
-MOST_AT_DESK = 256
-MOST_STREAMS = 256
-SCARCE_S = 1.0
-SWEEP_S = 0.25
-PING_S = 10.0
-"""How often a client may ping on an idle connection."""
+LEAST_WINDOW = 1 << 20
+HELD_MESSAGES = 4
+"""So many messages of the largest size may be on their way at once on a line, or more that are smaller."""
+LEAST_HELD_BYTES = 4 << 20
+_UNIX = "unix:"
 
-CODES: dict[type[InstarError], Any] = {
-    Malformed: grpc.StatusCode.INVALID_ARGUMENT,
-    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
-    Unknown: grpc.StatusCode.NOT_FOUND,
-    TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    NotReady: grpc.StatusCode.UNAVAILABLE,
-    DeploymentRefused: grpc.StatusCode.UNAVAILABLE,
-    Late: grpc.StatusCode.DEADLINE_EXCEEDED,
-    ModelFailed: grpc.StatusCode.INTERNAL,
-    NotFinite: grpc.StatusCode.INTERNAL,
-}
-# Source: gRPC proposal A6: a client that retries waits so long.
-_AGAIN = (("grpc-retry-pushback-ms", str(int(RETRY_S * 1000))),)
-
-_ARRIVED: ContextVar[float] = ContextVar("arrived")
-
-
-@dataclass(slots=True)
-class Call:
-    """One whole request; ``received`` is on the monotonic clock, ``within_s`` its deadline after that."""
-
-    raw: bytes
-    received: float
-    within_s: float
-    context: Any
-
-    def said(self, name: str) -> str:
-        """Return a piece of the request's metadata, or an empty text."""
-        for key, value in self.context.invocation_metadata():
-            if key == name:
-                return value if isinstance(value, str) else ""
-        return ""
-
-
-Method = Callable[[Call], bytes]
+Method = Callable[[Call, Reply], Work | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
     """What is answered. ``methods`` by their whole names; ``model`` is the one that needs a run.
 
-    ``busy`` counts a call to ``model`` that is turned away; ``lost``, by its outcome, one whose message was
-    never read.
+    A method answers at once or later, once, and returns what the call waits for. ``lost`` counts, by its
+    outcome, a call to ``model`` whose message was never read.
     """
 
-    methods: Mapping[str, Method]
-    model: str
-    busy: Callable[[Busy], None]
+    methods: Mapping[bytes, Method]
+    model: bytes
     lost: Callable[[str], None]
 
 
-class Pool(ThreadPoolExecutor):
-    """Threads for calls. ``open`` is how many they were given, ``reading`` which wait for their message."""
-
-    def __init__(self, threads: int, name: str) -> None:
-        super().__init__(threads, thread_name_prefix=name)
-        self.threads, self.open = threads, 0
-        self.reading: dict[Any, float] = {}
-        self._lock = threading.Lock()
-
-    def count(self, calls: int) -> None:
-        """Count calls that come, or go (negative)."""
-        with self._lock:
-            self.open += calls
-
-    def dawdlers(self, now: float, patience_s: float) -> list[Any]:
-        """Return the calls whose message has not come in time."""
-        waiting = list(self.reading.items())
-        if len(waiting) * 2 >= self.threads:
-            patience_s = min(patience_s, SCARCE_S)
-        return [context for context, since in waiting if now - since > patience_s]
-
-
-class AtOnce(ThreadPoolExecutor):
-    """A pool without threads (gRPC takes nothing else): runs what it is given, before it takes the next."""
-
-    def submit(self, call: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
-        """Run a call that raises nothing, and return its future, which is done."""
-        done: Future[Any] = Future()
-        done.set_result(call(*given, **named))
-        return done
-
-
-@dataclass(slots=True)
-class _Behaviour:
-    """How calls of a method are answered; gRPC runs it in the pool that it names."""
-
-    run: Callable[[Iterator[bytes], Any], bytes]
-    experimental_thread_pool: ThreadPoolExecutor
-
-    def __call__(self, messages: Iterator[bytes], context: Any) -> bytes:
-        return self.run(messages, context)
-
-
 class Exchange:
-    """One a process; its ``service`` is what gRPC asks for each call's handler."""
+    """All lines of the gRPC door.
+
+    Args:
+        service: Answers.
+        clock: Tells who is late.
+        max_body: Bytes of one message.
+        max_connections: At once.
+        head_s: Within which a client must greet, and a head come, from its first byte.
+        body_s: Within which a call's message must come.
+        idle_s: How long a client may wait with its next call.
+    """
 
     def __init__(
         self,
@@ -158,164 +65,117 @@ class Exchange:
         clock: Clock,
         *,
         max_body: int,
-        max_waiting: int,
         max_connections: int,
         head_s: float,
         body_s: float,
         idle_s: float,
     ) -> None:
-        self._answers, self._now = service, clock.monotonic
-        self._max_waiting, self._body_s = max_waiting, body_s
-        self._hands, self._desk = Pool(HANDS, "grpc"), Pool(DESK, "grpc-desk")
-        self._handlers = {name: self._handler(name) for name in service.methods}
-        self._turned_away = _handler(self._turn_away, AtOnce(1))
-        self._over = threading.Event()
-        self._sweeper = threading.Thread(target=self._sweep, name="grpc-sweeper", daemon=True)
-        options = {
-            # A taken port is an error, not a second server.
-            "grpc.so_reuseport": 0,
-            "grpc.max_receive_message_length": max_body,
-            "grpc.max_metadata_size": MOST_HEAD_BYTES,
-            "grpc.absolute_max_metadata_size": MOST_HEAD_BYTES,
-            "grpc.max_allowed_incoming_connections": max_connections,
-            "grpc.max_concurrent_streams": MOST_STREAMS,
-            "grpc.server_handshake_timeout_ms": _ms(head_s),
-            "grpc.max_connection_idle_ms": _ms(idle_s),
-            "grpc.keepalive_time_ms": _ms(idle_s),
-            "grpc.http2.min_ping_interval_without_data_ms": _ms(PING_S),
-        }
-        self._server = grpc.server(
-            self._hands,
-            handlers=(self,),
-            options=list(options.items()),
-            # Above what ``service`` lets in by more than there are threads: what ended a moment ago counts.
-            maximum_concurrent_rpcs=max_waiting + MOST_AT_DESK + 2 * (HANDS + DESK),
-        )
+        self._service, self.methods, self.now = service, service.methods, clock.monotonic
+        self._most, self.max_body = max_connections, max_body
+        self.head_s, self.body_s, self.idle_s = head_s, body_s, idle_s
+        # A whole message fits: no window is opened for a stream, and for a connection every ``step`` bytes.
+        self.window = max(LEAST_WINDOW, max_body + PREFIX_BYTES)
+        self.step = self.window // 2
+        self.most_held = max(LEAST_HELD_BYTES, HELD_MESSAGES * max_body)
+        self.second = 0
+        self._open: set[Line] = set()
+        self._opening: asyncio.Task[asyncio.Server] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._empty = asyncio.Event()
 
     @property
-    def open(self) -> int:
-        """How many requests to the model wait or run."""
-        return self._hands.open
+    def count(self) -> int:
+        """Connections that are open."""
+        return len(self._open)
 
-    # -- for gRPC -------------------------------------------------------------------------------------------
+    # -- for lines ------------------------------------------------------------------------------------------
 
-    def service(self, details: Any) -> Any:
-        """Return how a call is answered; None when its method is not offered."""
-        handler = self._handlers.get(details.method)
-        if handler is None:
-            return None
-        to_model = details.method == self._answers.model
-        if self._desk.open >= MOST_AT_DESK or (to_model and self._hands.open >= self._max_waiting):
-            if to_model:
-                self._answers.busy(self._busy())
-            return self._turned_away
-        (self._hands if to_model else self._desk).count(1)
-        # gRPC runs this and the answer in one context.
-        _ARRIVED.set(self._now())
-        return handler
+    def admit(self, line: Line) -> bool:
+        """Take a client in; False when there are too many."""
+        self._open.add(line)
+        self._empty.clear()
+        return len(self._open) <= self._most
 
-    def _handler(self, name: str) -> Any:
-        pool = self._hands if name == self._answers.model else self._desk
-        method = self._answers.methods[name]
+    def leave(self, line: Line) -> None:
+        """Let a client go."""
+        self._open.discard(line)
+        if not self._open:
+            self._empty.set()
 
-        def run(messages: Iterator[bytes], context: Any) -> bytes:
-            try:
-                return self._answered(method, pool, messages, context)
-            finally:
-                pool.count(-1)
+    def lost(self, call: Call, outcome: str) -> None:
+        """Count a call to the model that nobody read."""
+        if call.path == self._service.model:
+            self._service.lost(outcome)
 
-        return _handler(run, pool)
+    def refused(self, call: Call, error: InstarError) -> None:
+        """Count a call to the model that is refused unread."""
+        shed = isinstance(error, Busy)
+        self.lost(call, "shed" if shed else OUTCOMES.get(type(error), (0, "client_error"))[1])
 
-    def _answered(self, method: Method, pool: Pool, messages: Iterator[bytes], context: Any) -> bytes:
-        taken = self._now()
-        pool.reading[context] = taken
-        try:
-            raw = next(messages, None)
-        except grpc.RpcError:
-            # It was cancelled: by its client, by the core (too large, too late), or by ``sweep``.
-            self._lost(pool, "timeout" if context.time_remaining() == 0.0 else "client_error")
-            raise
-        finally:
-            del pool.reading[context]
-        if raw is None:
-            self._lost(pool, "client_error")
-            return _refuse(context, Malformed("expected one message, the call ended without"))
-        read, left = self._now(), context.time_remaining()
-        # From the whole request on, as over HTTP: what it waited for a thread counts, what it took to come
-        # does not.
-        received = read - (taken - _ARRIVED.get())
-        call = Call(raw, received, math.inf if left is None else read + left - received, context)
-        try:
-            return method(call)
-        except REFUSALS as error:
-            return _refuse(context, error)
-
-    def _turn_away(self, _messages: Iterator[bytes], context: Any) -> bytes:
-        return _refuse(context, self._busy())
-
-    def _busy(self) -> Busy:
-        return Busy(f"expected at most {self._max_waiting} waiting requests; send again later", RETRY_S)
-
-    def _lost(self, pool: Pool, outcome: str) -> None:
-        if pool is self._hands:
-            self._answers.lost(outcome)
+    @staticmethod
+    def unknown(path: bytes) -> Unimplemented:
+        """Return the refusal of a method that is not offered."""
+        return Unimplemented(f"expected a method that is offered, got {path[:200].decode('latin-1')}")
 
     # -- for the process ------------------------------------------------------------------------------------
 
-    def start(self, address: str) -> str:
+    def start(self, address: str, loop: asyncio.AbstractEventLoop) -> str:
         """Take calls in at ``HOST:PORT`` or ``unix:PATH``; return the address, with the port that it has.
 
         Raises:
             PermanentError: The address cannot be had.
         """
-        # A UNIX socket is closed to others from its first moment.
-        before = os.umask(0o177)
+        if address.startswith(_UNIX):
+            listener = bind_unix(Path(address.removeprefix(_UNIX)))
+        else:
+            listener = bind(address)
         try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise PermanentError(
-                f"expected to listen on {address} for gRPC, got {error}; is it taken?"
-            ) from error
-        finally:
-            os.umask(before)
-        self._server.start()
-        self._sweeper.start()
-        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise PermanentError(f"expected to listen on {address} for gRPC, got {error}") from error
+        self._opening = loop.create_task(self._serve(listener, loop))
+        self._sweeper = loop.create_task(self._sweep())
+        if address.startswith(_UNIX):
+            return address
+        return f"{address.rpartition(':')[0]}:{listener.getsockname()[1]}"
+
+    async def _serve(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> asyncio.Server:
+        return await loop.create_server(lambda: Line(self), sock=listener, backlog=BACKLOG)
 
     async def drain(self, seconds: float) -> None:
         """See everybody out, for at most so many seconds."""
-        stopped = self._server.stop(seconds)
-        await asyncio.to_thread(self._leave, stopped)
+        if self._opening is not None:
+            (await self._opening).close()
+        for line in list(self._open):
+            line.drain()
+        if not await self._gone(min(seconds, FRESH_S)):
+            for line in list(self._open):
+                line.part()
+            if not await self._gone(max(0.0, seconds - FRESH_S)):
+                for line in list(self._open):
+                    line.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
 
-    def _leave(self, stopped: threading.Event) -> None:
-        stopped.wait()
-        self._over.set()
-        self._hands.shutdown()
-        self._desk.shutdown()
+    async def _gone(self, seconds: float) -> bool:
+        """Tell whether all clients are gone within so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                if self._open:
+                    await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
 
-    def _sweep(self) -> None:
-        while not self._over.wait(SWEEP_S):
+    async def _sweep(self) -> None:
+        while True:
             self.sweep()
+            await asyncio.sleep(SWEEP_S)
 
     def sweep(self) -> None:
-        """End the calls whose message does not come."""
-        now = self._now()
-        for pool in (self._hands, self._desk):
-            for context in pool.dawdlers(now, self._body_s):
-                context.cancel()
-
-
-def _handler(run: Callable[[Iterator[bytes], Any], bytes], pool: ThreadPoolExecutor) -> Any:
-    return grpc.stream_unary_rpc_method_handler(_Behaviour(run, pool))
-
-
-def _refuse(context: Any, error: InstarError) -> bytes:
-    code = CODES[type(error)]
-    if type(error) in (Busy, NotReady, DeploymentRefused):
-        context.set_trailing_metadata(_AGAIN)
-    context.abort(code, str(error))
-    raise AssertionError("abort raises")
-
-
-def _ms(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
+        """Do what is due on every line."""
+        self.second += 1
+        now = self.now()
+        for line in [each for each in self._open if each.expires <= now]:
+            line.expire()

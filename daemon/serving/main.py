@@ -70,7 +70,7 @@ class Plane:
             settings.max_batch,
             settings.max_waiting,
         )
-        self.metrics.in_flight = lambda: self.engine.open + (self.exchange.open if self.exchange else 0)
+        self.metrics.in_flight = lambda: self.engine.open
         self.front = Front(
             lambda: self.keeper.table,
             self.engine,
@@ -93,9 +93,12 @@ class Plane:
             body_s=settings.body_timeout_s,
             idle_s=settings.idle_timeout_s,
         )
-        self.metrics.connections = lambda: self.reception.count
+        self.metrics.connections = self._connections
         self.admin = Admin(self.keeper)
         self.exposition = Exposition(self.metrics)
+
+    def _connections(self) -> int:
+        return self.reception.count + (self.exchange.count if self.exchange else 0)
 
     def open_grpc(self, address: str, loop: asyncio.AbstractEventLoop) -> str:
         """Begin to take gRPC calls in at ``HOST:PORT`` or ``unix:PATH``; return the address that came of it.
@@ -116,7 +119,6 @@ class Plane:
             self.engine,
             self.keeper,
             self.metrics,
-            loop,
             version=self._release,
             max_rows=self._settings.max_batch,
         )
@@ -124,13 +126,12 @@ class Plane:
             rpc.service(),
             self._clock,
             max_body=self._settings.max_body_bytes,
-            max_waiting=self._settings.max_waiting,
             max_connections=self._settings.max_connections,
             head_s=self._settings.head_timeout_s,
             body_s=self._settings.body_timeout_s,
             idle_s=self._settings.idle_timeout_s,
         )
-        return self.exchange.start(address)
+        return self.exchange.start(address, loop)
 
     async def drain(self, seconds: float) -> None:
         """Answer what is open, for at most so many seconds, and write the telemetry that is queued."""

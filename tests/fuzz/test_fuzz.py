@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("atheris", reason="atheris is not installed: it has wheels for Linux on x86-64 alone")
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("ask", "connection", "messages")
+TARGETS = ("ask", "connection", "line", "messages")
 
 
 def run(target: str, folder: Path, *flags: str) -> subprocess.CompletedProcess:
