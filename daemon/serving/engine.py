@@ -11,13 +11,12 @@
 * More than ``max_waiting`` requests at once are turned away (``Busy``), before they cost anything. One whose
   time is over before its run began is not run (``Late``); neither is one whose client left.
 
-``front.py`` submits from the loop; ``rpc.py`` answers in threads of its own. Counts and records everything
-that was submitted; refusals before that are counted by the fronts.
+``front.py`` and ``rpc.py`` submit from the loop. Counts and records everything that was submitted; refusals
+before that are counted by the fronts.
 """
 
 import asyncio
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -95,7 +94,6 @@ class Engine:
         self._long: deque[Job] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._pooled = 0
-        self._counting = threading.Lock()
 
     @property
     def open(self) -> int:
@@ -118,22 +116,6 @@ class Engine:
         job = Job(ask, received, done)
         self._waiting.append(job)
         return job
-
-    def answer(self, ask: Ask, received: float) -> Answer:
-        """Return the answer to an ask of at most ``max_batch`` rows; runs in the caller's thread.
-
-        Raises:
-            InstarError: As ``submit`` says.
-        """
-        told: list[Answer | InstarError] = []
-        job = Job(ask, received, lambda _ask, said: told.append(said))
-        table = self._table()
-        slot = self._slot_of(table, job, self._clock.monotonic())
-        if slot is not None:
-            self._finish(table.model, slot, self._compute(slot, [job], table.exit_confidence))
-        if isinstance(told[0], InstarError):
-            raise told[0]
-        return told[0]
 
     def close(self) -> None:
         """End the pool's thread after its run, without waiting: who has time for it has waited already."""
@@ -214,7 +196,7 @@ class Engine:
             # Also after an error that nobody foresaw: the pool is not its hostage.
             self._pump()
 
-    # -- in any thread --------------------------------------------------------------------------------------
+    # -- runs -----------------------------------------------------------------------------------------------
 
     def _routed(self, table: Table, batch: list[Job]) -> Iterator[tuple[Slot, list[Job]]]:
         """Give every job a slot, and every slot its jobs in parts that may share a run."""
@@ -293,12 +275,10 @@ class Engine:
         """Count, record and answer what ran."""
         for ran in runs:
             said = self._said(model, slot, ran)
-            with self._counting:
-                self._count(slot, ran, said)
+            self._count(slot, ran, said)
             for job, (answer, _) in zip(ran.jobs, said, strict=True):
                 job.tell(answer)
-            with self._counting:
-                slot.stats.output_s += self._clock.monotonic() - ran.ended
+            slot.stats.output_s += self._clock.monotonic() - ran.ended
 
     @staticmethod
     def _said(model: str, slot: Slot, ran: Ran) -> list[tuple[Answer | ModelFailed, str]]:

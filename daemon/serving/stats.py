@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Stats:
-    """Counters of one generation; written under the engine's lock."""
+    """Counters of one generation; written in the event loop."""
 
     __slots__ = (
         "executions",

@@ -418,25 +418,6 @@ def test_a_run_that_does_not_end_does_not_hold_the_end(rig):
     assert asyncio.run(run()).generation == 1
 
 
-# -- answers from other threads -----------------------------------------------------------------------------
-
-
-def test_an_answer_in_the_callers_thread_is_the_same(rig):
-    (wanted,) = rig.answers(ask("a", 3))
-    came = rig.engine.answer(ask("a", 3), 0.0)
-    assert came.logits.tobytes() == wanted.logits.tobytes()
-    with pytest.raises(ModelFailed):
-        rig.engine.answer(ask("b", 99), 0.0)
-    rig.clock.advance(1.0)
-    with pytest.raises(Late):
-        rig.engine.answer(ask("c", timeout_s=0.5), 0.0)
-    rig.table = Table(MODEL)
-    with pytest.raises(NotReady):
-        rig.engine.answer(ask("d"), 0.0)
-    assert sorted(rig.outcomes()) == ["error", "ok", "ok", "timeout"], "without a model there is no layout"
-    assert math.isinf(ask("e").timeout_s)
-
-
 # -- mutants ------------------------------------------------------------------------------------------------
 
 
