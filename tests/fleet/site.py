@@ -35,7 +35,8 @@ class Namespaces:
 
     def __init__(self, names: list[str]) -> None:
         self._names = {name: f"in{os.getpid() % 10_000}{place}" for place, name in enumerate(names)}
-        self._places = {name: place for place, name in enumerate(names)}
+        self._places = {name: 4 * place for place, name in enumerate(names)}
+        self._net = 0
 
     @staticmethod
     def missing() -> str | None:
@@ -48,6 +49,9 @@ class Namespaces:
         return None if made.returncode == 0 else f"ip netns is not permitted: {made.stderr.strip()}"
 
     def __enter__(self) -> Self:
+        # A run that was killed leaves its links behind: theirs are other networks.
+        taken = subprocess.run(["ip", "-4", "addr"], capture_output=True, text=True, check=True).stdout
+        self._net = next(net for net in range(256) if f" 10.219.{net}." not in taken)
         for name, space in self._names.items():
             outer, inner = self.addresses(name)
             run("ip", "netns", "add", space)
@@ -66,8 +70,8 @@ class Namespaces:
 
     def addresses(self, name: str) -> tuple[str, str]:
         """Return the host's and the device's address on a link."""
-        place = self._places[name]
-        return f"10.219.{place}.1", f"10.219.{place}.2"
+        net, place = self._net, self._places[name]
+        return f"10.219.{net}.{place + 1}", f"10.219.{net}.{place + 2}"
 
     def prefix(self, name: str) -> list[str]:
         """Return what a command begins with to run on a device."""
