@@ -216,9 +216,15 @@ class Connection(Reading):
             self._wait()
 
     def _next(self) -> None:
-        if not self.closing and self._queue:
+        if self.closing or not self._queue:
+            return
+        try:
             self._begin(*self._queue.popleft())
             self._read_on()
+        except Exception:
+            # As the loop leaves a client when ``data_received`` breaks off: not one who waits for ever.
+            self._transport.abort()
+            raise
 
     def _write(
         self, status: int, body: bytes, headers: tuple[Header, ...], keep: bool, head_only: bool
@@ -252,6 +258,7 @@ class Connection(Reading):
     def _linger(self) -> None:
         """Close our side, and read to nowhere for a moment: a reset would overtake the answer."""
         self.closing, self._deaf, self.busy = True, True, False
+        self._held, self._unread = False, b""
         self.expires = self._reception.now() + (
             WRITE_S if self._transport.get_write_buffer_size() else LINGER_S
         )

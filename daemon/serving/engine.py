@@ -7,7 +7,8 @@
 * Requests share a run only in sizes in which the slot's answers are bit-equal to those alone (``pace.py``).
 * When a shared run fails, its requests run one by one, so that one that poisons the batch fails alone.
 * An answer that is not finite is an error: the client gets no number that is none.
-* An error that nobody foresaw is told to everybody who waits for the run, and then goes on to the loop's log.
+* An error that nobody foresaw is told to everybody who waits for the run, and then goes on to the loop's log;
+  runs that are over are answered before. Everybody is told before anything is counted or recorded.
 * More than ``max_waiting`` requests at once are turned away (``Busy``), before they cost anything. One whose
   time is over before its run began is not run (``Late``); neither is one whose client left.
 
@@ -18,7 +19,7 @@ before that are counted by the fronts.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ Done = Callable[[Ask, Answer | InstarError], None]
 
 @dataclass(slots=True)
 class Job:
-    """An ask that waits for its run; times are on the monotonic clock."""
+    """An ask that waits for its run; times are on the monotonic clock. ``told``: nothing is owed any more."""
 
     ask: Ask
     received: float
@@ -136,59 +137,73 @@ class Engine:
 
     def _run_shortly(self, batch: list[Job]) -> None:
         table = self._table()
-        ran: list[tuple[Slot, list[Ran]]] = []
+        ran: deque[tuple[Slot, Ran]] = deque()
         held_s = 0.0
-        for slot, part in self._routed(table, batch):
-            run_s = slot.pace.seconds(sum(len(job.ask.x) for job in part))
-            if run_s > INLINE_S:
-                self._long.extend(part)
-                continue
-            # Runs beside runs and answers beside answers keep the processor's caches warm; answers that are
-            # there wait for others no longer than one run may take.
-            if held_s + run_s > INLINE_S:
-                self._finish_all(table.model, ran)
-                held_s = 0.0
-            ran.append((slot, self._compute(slot, part, table.exit_confidence)))
-            held_s += run_s
-        self._finish_all(table.model, ran)
+        try:
+            for slot, part in self._routed(table, batch):
+                run_s = slot.pace.seconds(sum(len(job.ask.x) for job in part))
+                if run_s > INLINE_S:
+                    self._long.extend(part)
+                    continue
+                # Runs beside runs and answers beside answers keep the processor's caches warm; answers that
+                # are there wait for others no longer than one run may take.
+                if held_s + run_s > INLINE_S:
+                    self._finish_all(table.model, ran)
+                    held_s = 0.0
+                ran.extend((slot, run) for run in self._compute(slot, part, table.exit_confidence))
+                held_s += run_s
+        finally:
+            self._finish_all(table.model, ran)
 
     def _give_up(self, batch: list[Job], error: Exception) -> None:
         """Tell who still waits that there will be no answer."""
         later = {id(job) for job in self._long}
-        for job in batch:
-            if not job.told and id(job) not in later:
-                told = Told(job.ask.id, job.ask.group, len(job.ask.x), "error", 0.0)
-                self._metrics.count("error")
-                self._recorder.unanswered(self._table().stable, 0, told, 0)
-                job.tell(ModelFailed(f"expected a run, it broke off: {type(error).__name__}; see the log"))
+        left = [job for job in batch if not job.told and id(job) not in later]
+        failed = ModelFailed(f"expected a run, it broke off: {type(error).__name__}; see the log")
+        self._refuse(self._table(), left, failed, "error")
 
-    def _finish_all(self, model: str, ran: list[tuple[Slot, list[Ran]]]) -> None:
-        for slot, runs in ran:
-            self._finish(model, slot, runs)
-        ran.clear()
+    def _refuse(self, table: Table, jobs: list[Job], refusal: InstarError, outcome: str) -> None:
+        """Tell jobs that never got an answer why; then count and record them."""
+        now = self._clock.monotonic()
+        try:
+            _tell((job, refusal) for job in jobs)
+        finally:
+            for job in jobs:
+                self._metrics.count(outcome)
+                told = Told(job.ask.id, job.ask.group, len(job.ask.x), outcome, (now - job.received) * 1e3)
+                self._recorder.unanswered(table.stable, 0, told, 0)
+
+    def _finish_all(self, model: str, ran: deque[tuple[Slot, Ran]]) -> None:
+        while ran:
+            self._finish(model, *ran.popleft())
 
     def _pump(self) -> None:
         """Have the pool run the next batch of what is long, when it is idle."""
         while self._long and not self._pooled:
-            table = self._table()
             # One turn's worth: more than a batch would be routed by a table that is old when it runs.
             taken = [self._long.popleft() for _ in range(min(len(self._long), self._max_batch))]
-            parts = list(self._routed(table, taken))
-            for _, part in reversed(parts[1:]):
-                self._long.extendleft(reversed(part))
-            if parts:
-                self._pool_runs(table, *parts[0])
+            try:
+                self._pool_runs(self._table(), taken)
+            except Exception as error:
+                self._give_up(taken, error)
+                asyncio.get_running_loop().call_soon(self._pump)
+                raise
 
-    def _pool_runs(self, table: Table, slot: Slot, part: list[Job]) -> None:
-        self._pooled = len(part)
-        loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._pool, self._compute, slot, part, table.exit_confidence)
-        running.add_done_callback(lambda done: self._back(table.model, slot, part, done))
+    def _pool_runs(self, table: Table, taken: list[Job]) -> None:
+        parts = list(self._routed(table, taken))
+        for _, part in reversed(parts[1:]):
+            self._long.extendleft(reversed(part))
+        if parts:
+            slot, part = parts[0]
+            loop = asyncio.get_running_loop()
+            running = loop.run_in_executor(self._pool, self._compute, slot, part, table.exit_confidence)
+            self._pooled = len(part)
+            running.add_done_callback(lambda done: self._back(table.model, slot, part, done))
 
     def _back(self, model: str, slot: Slot, part: list[Job], done: asyncio.Future[list[Ran]]) -> None:
         self._pooled = 0
         try:
-            self._finish(model, slot, done.result())
+            self._finish_all(model, deque((slot, run) for run in done.result()))
         except Exception as error:
             self._give_up(part, error)
             raise
@@ -204,6 +219,7 @@ class Engine:
         members: dict[int, tuple[Slot, list[Job]]] = {}
         for job in batch:
             if job.gone:
+                job.told = True
                 self._metrics.count("client_error")
                 continue
             slot = self._slot_of(table, job, now)
@@ -231,10 +247,7 @@ class Engine:
                 if ask.version is None
                 else (Unknown(f"expected a served version, {ask.version} just left"), "client_error")
             )
-        self._metrics.count(outcome)
-        told = Told(ask.id, ask.group, len(ask.x), outcome, (now - job.received) * 1e3)
-        self._recorder.unanswered(table.stable, 0, told, 0)
-        job.tell(refusal)
+        self._refuse(table, [job], refusal, outcome)
         return None
 
     def _parts(self, slot: Slot, jobs: list[Job]) -> list[list[Job]]:
@@ -271,14 +284,14 @@ class Engine:
             out = error
         return [Ran(part, x, out, began, gathered, self._clock.monotonic())]
 
-    def _finish(self, model: str, slot: Slot, runs: list[Ran]) -> None:
-        """Count, record and answer what ran."""
-        for ran in runs:
-            said = self._said(model, slot, ran)
-            self._count(slot, ran, said)
-            for job, (answer, _) in zip(ran.jobs, said, strict=True):
-                job.tell(answer)
+    def _finish(self, model: str, slot: Slot, ran: Ran) -> None:
+        """Answer, count and record what ran."""
+        said = self._said(model, slot, ran)
+        try:
+            _tell((job, answer) for job, (answer, _) in zip(ran.jobs, said, strict=True))
+        finally:
             slot.stats.output_s += self._clock.monotonic() - ran.ended
+            self._count(slot, ran, said)
 
     @staticmethod
     def _said(model: str, slot: Slot, ran: Ran) -> list[tuple[Answer | ModelFailed, str]]:
@@ -322,6 +335,18 @@ class Engine:
             if (gone := ran.out[2]) is not None:
                 early = int(np.count_nonzero(gone))
                 self._metrics.left(early, rows - early)
+
+
+def _tell(told: Iterable[tuple[Job, Answer | InstarError]]) -> None:
+    """Tell everybody, also after one whom telling broke off."""
+    broken: list[Exception] = []
+    for job, said in told:
+        try:
+            job.tell(said)
+        except Exception as error:  # noqa: BLE001  all of them are raised below
+            broken.append(error)
+    if broken:
+        raise ExceptionGroup("expected everybody to be told", broken)
 
 
 def _squares(array: NDArray[np.float32]) -> float:

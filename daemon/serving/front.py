@@ -197,6 +197,9 @@ class Front:
             await self.order(model, load, _decoded(_LOAD, request.body).parameters)
         except REFUSALS as error:
             respond(*_refusal(error))
+        except Exception as error:
+            respond(*_broken(error))
+            raise
         else:
             respond(200, b"", ())
 
@@ -231,14 +234,12 @@ class Front:
             ask = self._read(request, slot, version)
 
             def done(asked: Ask, said: Answer | InstarError) -> None:
-                if isinstance(said, InstarError):
-                    respond(*_refusal(said))
-                    return
-                body, head = encode(asked, said)
-                if head is None:
-                    respond(200, body, (JSON,))
-                else:
-                    respond(200, body, (_BINARY, (b"inference-header-content-length", b"%d" % head)))
+                try:
+                    response = _refusal(said) if isinstance(said, InstarError) else _answer(asked, said)
+                except Exception as error:
+                    respond(*_broken(error))
+                    raise
+                respond(*response)
 
             return self._engine.submit(ask, request.received, done)
         except REFUSALS as error:
@@ -277,6 +278,19 @@ class Front:
 def _allowed(path: bytes, match: re.Match[bytes] | None) -> tuple[bytes, ...]:
     posts = path == _INDEX_PATH or _REPOSITORY.fullmatch(path) is not None
     return _POSTS if posts or (match is not None and match[3] == b"/infer") else _ASKS
+
+
+def _answer(asked: Ask, said: Answer) -> tuple[int, bytes, tuple[Header, ...]]:
+    body, head = encode(asked, said)
+    if head is None:
+        return 200, body, (JSON,)
+    return 200, body, (_BINARY, (b"inference-header-content-length", b"%d" % head))
+
+
+def _broken(error: Exception) -> tuple[int, bytes, tuple[Header, ...]]:
+    """Return what a client is told of an error that nobody foresaw; the log has the rest of it."""
+    text = f"expected to answer, it broke off: {type(error).__name__}; the server's log says where"
+    return 500, error_body(text), (JSON,)
 
 
 def _refusal(error: InstarError) -> tuple[int, bytes, tuple[Header, ...]]:

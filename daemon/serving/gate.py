@@ -79,48 +79,50 @@ class Gate:
             if not self._left and not self._block_bytes:
                 self.midway = False
             return [data]
-        if self._dropping or self._cut:
-            return self._slowly(data)
+        admitted: list[bytes] = []
+        while data:
+            data = self._slowly(data) if self._dropping or self._cut else self._quickly(data, admitted)
+        return admitted
+
+    def _quickly(self, data: bytes, admitted: list[bytes]) -> bytes:
+        """Look at whole frames; return what comes after the first part of a goodbye."""
+        size, at = len(data), self._left
         while at + _FRAME_HEAD <= size:
             kind = data[at + 3]
             length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
-            if kind == GOAWAY and length >= _GOAWAY_BYTES and not any(data[at + 5 : at + 9]):
-                self._left = 0
-                return [*([data[:at]] if at else []), *self._slowly(data[at:])]
             self._count(kind, length, data[at + 4])
+            if kind == GOAWAY and length >= _GOAWAY_BYTES and not any(data[at + 5 : at + 9]):
+                self.said_goodbye, self._dropping, self._left = True, True, length
+                if at:
+                    admitted.append(data[:at])
+                return data[at + _FRAME_HEAD :]
             at += _FRAME_HEAD + length
         if at < size:
             # A frame's own head is cut; it is seen when the rest of it comes, and ``h2`` waits for that too.
             self._cut, self._left = data[at:], 0
             self.midway = True
-            return [data[:at]] if at else []
-        self._left = at - size
-        if not self._left and not self._block_bytes:
-            self.midway = False
-        return [data]
+            data = data[:at]
+        else:
+            self._left = at - size
+            if not self._left and not self._block_bytes:
+                self.midway = False
+        if data:
+            admitted.append(data)
+        return b""
 
-    def _slowly(self, data: bytes) -> list[bytes]:
-        """Go on where a frame's head was cut, or in a frame that is taken out."""
+    def _slowly(self, data: bytes) -> bytes:
+        """Go on in a frame that is taken out, or where a frame's head was cut; return what is left to do."""
         if self._dropping:
             dropped = min(self._left, len(data))
             self._left -= dropped
             self._dropping = self._left > 0
             self.midway = self._dropping or self._block_bytes > 0
-            rest = data[dropped:]
-            return self.admit(rest, self._second) if rest else []
-        whole = self._cut + data
-        self._cut = b""
+            return data[dropped:]
+        whole, self._cut = self._cut + data, b""
         if len(whole) < _FRAME_HEAD:
             self._cut, self.midway = whole, True
-            return []
-        if whole[3] == GOAWAY and not any(whole[5:9]):
-            length = int.from_bytes(whole[:3], "big")
-            if length >= _GOAWAY_BYTES:
-                self._count(GOAWAY, length, 0)
-                self.said_goodbye, self._dropping, self._left = True, True, length
-                rest = whole[_FRAME_HEAD:]
-                return self._slowly(rest) if rest else []
-        return self.admit(whole, self._second)
+            return b""
+        return whole
 
     def _count(self, kind: int, length: int, flags: int) -> None:
         if length > MOST_FRAME_BYTES:

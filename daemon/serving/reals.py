@@ -53,7 +53,8 @@ def read(array: bytes, datatype: Datatype, shape: tuple[int, ...]) -> NDArray[np
         if not isinstance(parsed, simdjson.Array):
             return None
         numbers = np.frombuffer(parsed.as_buffer(of_type="d"))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RuntimeError):
+        # The last one is how it refuses whole numbers of more bits than it has.
         return None
     if numbers.size != math.prod(shape):
         return None

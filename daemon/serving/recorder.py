@@ -59,6 +59,9 @@ def summary(x: NDArray[Any]) -> NDArray[np.float32]:
     [[2.0, 1.632993221282959, 0.0, 4.0, 2.0]]
     """
     flat = x.reshape(len(x), -1)
+    if x.dtype == np.float64:
+        # What no record holds; their squares would overflow.
+        flat = np.clip(flat, -_LARGEST, _LARGEST)
     low, high = flat.min(axis=1), flat.max(axis=1)
     # Eight times as quick as float64. A sensor at the end of its scale would overflow there, its row would
     # count as unusable; an integer of four bytes does not fit.
@@ -162,12 +165,16 @@ class Recorder:
             with self._lock:
                 taken = self._take(most_rows)
             start = 0
-            while start < len(taken):
-                end = start + 1
-                while end < len(taken) and _alike(taken[start], taken[end]):
-                    end += 1
-                self._write(taken[start:end])
-                start = end
+            try:
+                while start < len(taken):
+                    end = start + 1
+                    while end < len(taken) and _alike(taken[start], taken[end]):
+                        end += 1
+                    self._write(taken[start:end])
+                    start = end
+            except Exception:
+                self._spool.drop("telemetry", sum(map(_rows, taken[start:])))
+                raise
 
     def gather_gently(self) -> None:
         """Turn everything that is kept now into records; the spool's thread does, before it writes."""

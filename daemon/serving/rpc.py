@@ -31,7 +31,7 @@ from daemon.serving.front import REFUSALS, Front
 from daemon.serving.ids import Ids
 from daemon.serving.messages import answer_of, ask_of, fill, plain, read
 from daemon.serving.metrics import ServeMetrics
-from daemon.serving.refusals import Late, NotReady, Unknown
+from daemon.serving.refusals import Late, ModelFailed, NotReady, Unknown
 from daemon.serving.table import Table
 from policies.errors import InstarError
 
@@ -102,7 +102,12 @@ class Rpc:
             ask = ask_of(message, slot.meta.input, self._max_rows, self._ids, key, call.within_s)
 
             def done(asked: Ask, said: Answer | InstarError) -> None:
-                reply(said if isinstance(said, InstarError) else answer_of(asked, said))
+                try:
+                    response = said if isinstance(said, InstarError) else answer_of(asked, said)
+                except Exception as error:
+                    reply(_broken(error))
+                    raise
+                reply(response)
 
             return self._engine.submit(ask, call.received, done)
         except REFUSALS as error:
@@ -178,8 +183,18 @@ class Rpc:
             order.result()
         except REFUSALS as error:
             reply(error)
+        except Exception as error:
+            reply(_broken(error))
+            raise
         else:
             reply(b"")
+
+
+def _broken(error: Exception) -> ModelFailed:
+    """Return what a client is told of an error that nobody foresaw; the log has the rest of it."""
+    return ModelFailed(
+        f"expected to answer, it broke off: {type(error).__name__}; the server's log says where"
+    )
 
 
 def _at_once(method: Callable[[Call], bytes]) -> Method:

@@ -96,6 +96,7 @@ class Stream:
         # First: an old segment that cannot be deleted costs the new records, not the bound.
         self._trim(len(data))
         if self._fd is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._path = self._folder / f"{self._kind}-{self._next:012d}.seg"
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
             self._next, self.layout = self._next + 1, layout
@@ -138,11 +139,24 @@ class Stream:
         """Close the open segment, if any."""
         if self._fd is None:
             return
-        os.close(self._fd)
-        self._fd = None
+        # First: a number that was closed, even in vain, may be another file's at once.
+        fd, self._fd = self._fd, None
         self._closed.append((self._path, self._size))
         self._closed_bytes += self._size
         self._size = 0
+        os.close(fd)
+
+    def look(self) -> bool:
+        """Leave the open segment if somebody has deleted it: what is written there, nobody reads.
+
+        Returns:
+            Whether it is still there; True also when none is open.
+        """
+        if self._fd is None or os.fstat(self._fd).st_nlink:
+            return True
+        fd, self._fd, self._size = self._fd, None, 0
+        os.close(fd)
+        return False
 
 
 class Spool:
@@ -184,7 +198,8 @@ class Spool:
         self._writing = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
-        self._refused = False
+        self._refused: set[str] = set()
+        self._broken = False
         self.gather: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
 
@@ -205,6 +220,10 @@ class Spool:
                 self._queued_bytes += len(data)
         if not fits:
             self._dropped(layout.kind, len(data) // layout.record_bytes)
+
+    def drop(self, kind: str, rows: int) -> None:
+        """Count rows that never became records."""
+        self._dropped(kind, rows)
 
     def close(self) -> None:
         """Write what is queued, then end the thread."""
@@ -231,6 +250,8 @@ class Spool:
         # In a probation two layouts may alternate with every request. A segment has one layout, so the other
         # one waits a few flushes: one new segment a second, not one a request.
         stream, held = self._streams[kind], self._held[kind]
+        if not stream.look():
+            log.warning("spool: the open segment of %s was deleted by somebody; a new one begins", kind)
         others = [layout for layout in held if layout != stream.layout]
         due = last or stream.layout is None or self._waited[kind] >= HOLD_FLUSHES
         self._waited[kind] = self._waited[kind] + 1 if others and not due else 0
@@ -255,16 +276,24 @@ class Spool:
             self._write(stream, layout, data)
         except OSError as error:
             self._dropped(layout.kind, len(data) // layout.record_bytes)
-            if not self._refused:
-                log.warning("spool: the disk refuses, records are dropped and counted: %s", error)
-            self._refused = True
+            if layout.kind not in self._refused:
+                log.warning("spool: the disk refuses, %s is dropped and counted: %s", layout.kind, error)
+            self._refused.add(layout.kind)
         else:
-            self._refused = False
+            self._refused.discard(layout.kind)
 
     def _work(self) -> None:
         while not self._closing:
             self._wake.wait(FLUSH_S)
-            self.flush()
+            try:
+                self.flush()
+            except Exception:
+                # One record that cannot be made must not end all of them.
+                if not self._broken:
+                    log.exception("spool: records could not be made; later ones are tried all the same")
+                self._broken = True
+            else:
+                self._broken = False
 
 
 def _nothing() -> None:

@@ -426,6 +426,63 @@ async def test_our_own_error_is_not_the_clients():
     assert wire.transport.sent == b"", "not a 400"
 
 
+@on_the_loop
+async def test_a_client_whose_next_request_breaks_off_is_left_and_not_kept():
+    wire, logged = Wire(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: logged.append(told["exception"]))
+    handle = wire.reception.handle
+
+    def broken(request, respond):
+        return handle(request, respond) if request.target != b"/bad" else {}["planted"]
+
+    wire.reception.handle = broken
+    await wire.send(get(b"/later") + get(b"/bad") + get(b"/c"))
+    wire.desk.answer()
+    await settled()
+    assert statuses(wire.transport.sent) == [200], "what was answered before is not lost"
+    assert [type(each) for each in logged] == [KeyError]
+    assert wire.transport.aborted
+    assert wire.reception.count == 0
+
+
+@on_the_loop
+async def test_nothing_is_kept_of_what_comes_after_the_last_word():
+    wire = Wire()
+    await wire.send(get(b"/later") + get(b"/no") * 2 * MOST_PIPELINED)
+    assert not wire.transport.reading
+    wire.reception.draining = True
+    wire.desk.answer()
+    await settled()
+    assert statuses(wire.transport.sent) == [200]
+    connection = wire.transport.protocol
+    assert (connection.closing, wire.transport.reading) == (True, True), "it lingers"
+    await wire.send(*[bytes(65536)] * 5)
+    assert connection._unread == b""
+
+
+def test_a_mutant_that_keeps_whom_an_error_stopped_is_caught(monkeypatch):
+    def trusting(self):
+        self._begin(*self._queue.popleft())
+        self._read_on()
+
+    monkeypatch.setattr(Connection, "_next", trusting)
+    with pytest.raises(AssertionError):
+        test_a_client_whose_next_request_breaks_off_is_left_and_not_kept()
+
+
+def test_a_mutant_that_hoards_while_it_lingers_is_caught(monkeypatch):
+    linger = Connection._linger
+
+    def hoarding(self):
+        held = self._held
+        linger(self)
+        self._held = held
+
+    monkeypatch.setattr(Connection, "_linger", hoarding)
+    with pytest.raises(AssertionError):
+        test_nothing_is_kept_of_what_comes_after_the_last_word()
+
+
 def test_a_mutant_that_refuses_out_of_order_is_caught(monkeypatch):
     def hasty(self, status, text):
         self._refuse(status, text)

@@ -148,6 +148,125 @@ def test_an_error_that_nobody_foresaw_is_told_to_all_who_wait_and_to_the_log(rig
     assert rig.engine.open == 0
 
 
+class Door:
+    """Submits, and keeps all that each job was told; ``boom``: telling that one breaks off, too."""
+
+    def __init__(self, rig):
+        self.rig, self.told, self.logged = rig, {}, []
+        asyncio.get_running_loop().set_exception_handler(lambda _, it: self.logged.append(it["exception"]))
+
+    def submit(self, name, boom=False, **more):
+        def done(_, said):
+            self.told.setdefault(name, []).append(type(said).__name__)
+            if boom:
+                raise LookupError("nobody foresaw it")
+
+        self.rig.engine.submit(ask(name, **more), self.rig.clock.monotonic(), done)
+
+    async def all(self, count):
+        while sum(map(len, self.told.values())) < count or self.rig.engine.open:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+
+
+def test_who_cannot_be_told_costs_the_others_nothing(rig):
+    async def story():
+        door = Door(rig)
+        for name in "abcd":
+            door.submit(name, boom=name == "b")
+        await asyncio.wait_for(door.all(4), 30)
+        return door
+
+    door = asyncio.run(story())
+    assert door.told == {name: ["Answer"] for name in "abcd"}
+    assert [type(each.exceptions[0]) for each in door.logged] == [LookupError]
+    assert (rig.counted("ok"), rig.counted("error"), len(rig.records())) == (4, 0, 4)
+
+
+def test_who_cannot_be_told_that_it_is_late_does_not_take_the_waiting_along(rig):
+    async def story():
+        door = Door(rig)
+        rig.slows()
+        door.submit("first")
+        await asyncio.to_thread(rig.session.began.acquire)
+        door.submit("late", boom=True, timeout_s=1.0)
+        for i in range(6):
+            door.submit(f"j{i}")
+        await asyncio.sleep(0)
+        rig.clock.advance(5.0)
+        rig.session.go_on.set()
+        await asyncio.wait_for(door.all(8), 30)
+        return door
+
+    door = asyncio.run(story())
+    # Those that were routed with it are told that it broke off; whoever came after them is answered.
+    assert door.told["late"] == ["Late"]
+    assert [door.told[f"j{i}"] for i in range(6)] == [["ModelFailed"]] * 3 + [["Answer"]] * 3
+    assert len(door.logged) == 1
+    assert (rig.counted("ok"), rig.counted("error"), rig.counted("timeout")) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_telemetry_that_breaks_off_costs_no_answer(rig, pooled):
+    if pooled:
+        rig.table = Table(MODEL, replace(rig.slot, pace=SLOW))
+
+    def broken(*_):
+        raise OSError("planted")
+
+    rig.recorder.answered = rig.recorder.unanswered = broken
+
+    async def story():
+        door = Door(rig)
+        for name in "abc":
+            door.submit(name)
+        await asyncio.wait_for(door.all(3), 30)
+        return door
+
+    door = asyncio.run(story())
+    assert door.told == {name: ["Answer"] for name in "abc"}
+    assert [type(each) for each in door.logged] == [OSError]
+    assert (rig.counted("ok"), rig.counted("error")) == (3, 0)
+
+
+def test_a_run_that_is_over_is_answered_when_the_next_one_breaks_off(rig):
+    class Broken:
+        def run(self, *_):
+            raise LookupError("nobody foresaw it")
+
+    async def story():
+        stable, newcomer = rig.slot, replace(rig.slot.renumbered(2), session=Broken())
+        rig.table = Table(MODEL, stable, newcomer, 0.5)
+        keys = [f"r{i}" for i in range(8)]
+        keys.sort(key=lambda key: rig.table.route(key).generation)
+        door = Door(rig)
+        for key in keys:
+            door.submit(key)
+        await asyncio.wait_for(door.all(8), 30)
+        return door
+
+    door = asyncio.run(story())
+    mine = {name: "Answer" if rig.table.route(name).generation == 1 else "ModelFailed" for name in door.told}
+    assert set(mine.values()) == {"Answer", "ModelFailed"}
+    assert door.told == {name: [said] for name, said in mine.items()}
+
+
+def test_after_the_pool_has_ended_everybody_is_told(rig):
+    async def story():
+        rig.table = Table(MODEL, replace(rig.slot, pace=SLOW))
+        rig.engine.close()
+        door = Door(rig)
+        for i in range(6):
+            door.submit(f"j{i}")
+        await asyncio.wait_for(door.all(6), 30)
+        return door
+
+    door = asyncio.run(story())
+    assert set(map(tuple, door.told.values())) == {("ModelFailed",)}
+    assert [type(each) for each in door.logged] == [RuntimeError] * 2
+    assert rig.counted("error") == 6
+
+
 # -- batches ------------------------------------------------------------------------------------------------
 
 
@@ -419,6 +538,28 @@ def test_a_run_that_does_not_end_does_not_hold_the_end(rig):
 
 
 # -- mutants ------------------------------------------------------------------------------------------------
+
+
+def test_a_mutant_that_stops_telling_at_the_first_break_is_caught(rig, monkeypatch):
+    def frail(told):
+        for job, said in told:
+            job.tell(said)
+
+    monkeypatch.setattr("daemon.serving.engine._tell", frail)
+    with pytest.raises(AssertionError):
+        test_who_cannot_be_told_costs_the_others_nothing(rig)
+
+
+def test_a_mutant_that_records_before_it_tells_is_caught(rig, monkeypatch):
+    def hasty(self, model, slot, ran):
+        said = self._said(model, slot, ran)
+        self._count(slot, ran, said)
+        for job, (answer, _) in zip(ran.jobs, said, strict=True):
+            job.tell(answer)
+
+    monkeypatch.setattr(Engine, "_finish", hasty)
+    with pytest.raises(AssertionError):
+        test_telemetry_that_breaks_off_costs_no_answer(rig, pooled=False)
 
 
 def test_a_mutant_that_batches_what_it_may_not_is_caught(rig, monkeypatch):

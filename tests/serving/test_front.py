@@ -296,6 +296,36 @@ def test_orders_that_are_none_are_refused(forge, thread, kit, body):
     assert infer(plane).status_code == 200
 
 
+# -- what nobody foresaw ------------------------------------------------------------------------------------
+
+
+def broken(*_):
+    raise LookupError("nobody foresaw it")
+
+
+def test_an_answer_that_cannot_be_written_is_an_error_and_the_client_may_go_on(served, monkeypatch):
+    plane, _ = served
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.serving.front.encode", broken)
+        failed = infer(plane)
+    assert (failed.status_code, failed.json()["error"]) == (
+        500,
+        "expected to answer, it broke off: LookupError; the server's log says where",
+    )
+    assert infer(plane).status_code == 200
+
+
+def test_an_order_that_breaks_off_is_answered(forge, thread, kit, monkeypatch):
+    plane = thread(repository_control=True)
+    plane.admin.apply(kit.deployment(1, stable=(1, forge.tiny()))).raise_for_status()
+    with monkeypatch.context() as patch:
+        patch.setattr(plane.plane.keeper, "unload", broken)
+        failed = plane.http.post(UNLOAD)
+    assert failed.status_code == 500
+    assert "LookupError" in failed.json()["error"]
+    assert plane.http.post(UNLOAD).status_code == 200
+
+
 # -- words of HTTP ------------------------------------------------------------------------------------------
 
 

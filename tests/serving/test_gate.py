@@ -53,6 +53,20 @@ def test_goodbyes_alone_are_a_flood_too():
         admitted.admit(PREFACE + frame(GOAWAY, 0, bytes(8)) * (MOST_SPENT // RARE_COST + 1), 0)
 
 
+@pytest.mark.parametrize("cut", [0, 4])
+def test_any_number_of_goodbyes_in_one_piece_is_taken_out(cut):
+    each = Gate()
+    each.admit(PREFACE, 0)
+    goodbyes = frame(GOAWAY, 0, bytes(8)) * 2000
+    ping = frame(6, 0, bytes(8))
+    # As somebody may who has sent long messages.
+    each.credit(calls=0, size_bytes=2000 * (RARE_COST + 1) * gate.BYTES_A_CREDIT)
+    admitted = each.admit(goodbyes[:cut], 0) if cut else []
+    admitted += each.admit(goodbyes[cut:] + ping, 0)
+    assert b"".join(admitted) == ping
+    assert not each.midway
+
+
 def test_what_is_spent_is_forgotten_after_a_second_and_given_back_for_calls():
     each = Gate()
     ping = frame(6, 0, bytes(8))

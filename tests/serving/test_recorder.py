@@ -72,6 +72,32 @@ def test_nothing_is_made_before_somebody_gathers(slot, kit):
     assert len(sink.of("telemetry")) == 1, "what was gathered is gone"
 
 
+def test_rows_of_which_no_record_can_be_made_are_counted(slot, kit, monkeypatch):
+    class Lossy(Sink):
+        lost = ()
+
+        def drop(self, kind, rows):
+            self.lost += ((kind, rows),)
+
+    sink = Lossy()
+    kept = recorder(sink)
+    run(slot, kept, kit.digits(2), told("a", 2))
+    kept.unanswered(slot, 0, told("b", 3, "error"), 0)
+    run(slot, kept, kit.digits(1), told("c"))
+    write = kept._write
+
+    def broken(entries):
+        return write(entries) if entries[0].x is not None else {}["planted"]
+
+    monkeypatch.setattr(kept, "_write", broken)
+    with pytest.raises(KeyError):
+        kept.gather()
+    assert (len(sink.rows()), sink.lost) == (2, (("telemetry", 4),))
+    run(slot, kept, kit.digits(1), told("d"))
+    kept.gather()
+    assert len(sink.rows()) == 3, "what comes later is recorded"
+
+
 def test_many_runs_become_one_block_in_order(slot, kit):
     sink = Sink()
     kept = recorder(sink)
@@ -259,6 +285,9 @@ def test_silence_says_nothing(slot, kit):
 def test_extremes_of_an_input_stay_finite():
     edge = np.array([[3.4e38, -3.4e38, 3.4e38]], np.float32)
     assert np.isfinite(module.summary(edge)).all()
+    wide = module.summary(np.array([[1e308, -1e308, 1e308], [0.0, 1.0, 2.0]]))
+    assert np.isfinite(wide).all()
+    assert wide[1].tolist() == module.summary(np.array([[0, 1, 2]], np.uint8))[0].tolist()
     assert module.summary(np.array([[True, False]])).tolist()[0][:1] == [0.5]
     colour = np.zeros((1, 2, 2, 3), np.uint8)
     colour[..., 1] = 255

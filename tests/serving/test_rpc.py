@@ -124,6 +124,33 @@ def test_unknown_names(stub):
     assert refusal(stub.ModelStatistics, pb.ModelStatisticsRequest(version="1"))[0] is CODE.NOT_FOUND
 
 
+def test_an_answer_that_cannot_be_written_is_an_error_and_the_client_may_go_on(both, stub, monkeypatch):
+    def broken(*_):
+        raise LookupError("nobody foresaw it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.serving.rpc.answer_of", broken)
+        code, text = refusal(stub.ModelInfer, message())
+    assert (code, "LookupError" in text) == (CODE.INTERNAL, True)
+    assert stub.ModelInfer(message()).model_version == "1"
+
+
+def test_an_order_that_breaks_off_is_answered(forge, thread, kit, monkeypatch):
+    async def broken():
+        raise LookupError("nobody foresaw it")
+
+    plane = thread(grpc="127.0.0.1:0", repository_control=True)
+    plane.admin.apply(kit.deployment(1, stable=(1, forge.tiny()))).raise_for_status()
+    order = pb.RepositoryModelUnloadRequest(model_name=MODEL)
+    with grpc.insecure_channel(plane.grpc) as channel:
+        stub = stubs.GRPCInferenceServiceStub(channel)
+        with monkeypatch.context() as patch:
+            patch.setattr(plane.plane.keeper, "unload", broken)
+            code, text = refusal(stub.RepositoryModelUnload, order)
+        assert (code, "LookupError" in text) == (CODE.INTERNAL, True)
+        stub.RepositoryModelUnload(order)
+
+
 # -- the same slots as over REST ----------------------------------------------------------------------------
 
 

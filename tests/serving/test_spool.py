@@ -1,6 +1,7 @@
 """The spool: bounded, whole records, every loss counted, and never in the way."""
 
 import os
+import threading
 from collections import Counter
 
 import numpy as np
@@ -83,8 +84,6 @@ def refuse(_path, missing_ok=False):
 
 
 def test_the_thread_writes_without_being_asked(tmp_path, kit):
-    import threading
-
     written = threading.Event()
 
     def write(stream, layout, data):
@@ -215,6 +214,92 @@ def test_half_a_write_is_cut_off(tmp_path, kit, monkeypatch, first):
     assert numbers(kit, tmp_path) == ([4, 5] if first else [0, 1, 4, 5])
     # A disk that stays full must not collect empty files.
     assert len(list(tmp_path.iterdir())) == (1 if first else 2)
+
+
+def test_each_kind_that_is_refused_is_told_once(tmp_path, caplog):
+    def write(stream, layout, data):
+        if layout.kind == "samples":
+            raise OSError(28, "No space left on device")
+        Stream.write(stream, layout, data)
+
+    spool = Spool(tmp_path, 2 * LEAST_BYTES, lambda *_: None, write=write)
+    for start in range(5):
+        spool.append(NARROW, records(start, 1))
+        spool.append(SAMPLE, records(start, 1))
+        spool.flush()
+    spool.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "spool: the disk refuses, samples is dropped and counted: [Errno 28] No space left on device"
+    ]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the folder", "the segment"])
+def test_what_somebody_deletes_is_begun_anew(spool, tmp_path, kit, lost, caplog, whole):
+    spool.append(NARROW, records(0, 2))
+    spool.flush()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    if whole:
+        tmp_path.rmdir()
+    for start in range(2, 6, 2):
+        spool.append(NARROW, records(start, 2))
+        spool.flush()
+    spool.close()
+    assert numbers(kit, tmp_path) == [2, 3, 4, 5]
+    assert not lost
+    assert [record.getMessage() for record in caplog.records] == [
+        "spool: the open segment of telemetry was deleted by somebody; a new one begins"
+    ]
+
+
+def test_a_mutant_that_never_looks_writes_where_nobody_reads(tmp_path, kit, lost, caplog, spool, monkeypatch):
+    monkeypatch.setattr(Stream, "look", lambda _self: True)
+    with pytest.raises(AssertionError):
+        test_what_somebody_deletes_is_begun_anew(spool, tmp_path, kit, lost, caplog, whole=False)
+
+
+def test_a_file_that_cannot_be_closed_is_not_closed_again(tmp_path, monkeypatch):
+    stream = Stream(tmp_path, "telemetry", LEAST_BYTES)
+    stream.write(NARROW, records(0, 2))
+    closed = []
+
+    def close(fd):
+        closed.append(fd)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        with pytest.raises(OSError, match="Input/output"):
+            stream.close()
+        stream.close()
+    (fd,) = closed
+    os.close(fd)
+
+
+def test_records_that_cannot_be_made_do_not_end_the_thread(tmp_path, kit, caplog):
+    written, tried, broken = threading.Event(), threading.Event(), [True]
+
+    def gather():
+        tried.set()
+        if broken:
+            raise LookupError("nobody foresaw it")
+
+    def write(stream, layout, data):
+        Stream.write(stream, layout, data)
+        written.set()
+
+    spool = Spool(tmp_path, 2 * LEAST_BYTES, lambda *_: None, write=write)
+    spool.gather = gather
+    spool.start()
+    for _ in range(3):
+        tried.clear()
+        assert tried.wait(30)
+    broken.clear()
+    spool.append(NARROW, records(0, 3))
+    assert written.wait(30), "the thread has ended"
+    spool.close()
+    assert numbers(kit, tmp_path) == [0, 1, 2]
+    assert len([record for record in caplog.records if "could not be made" in record.getMessage()]) == 1
 
 
 def test_a_budget_too_small_is_refused(tmp_path):
