@@ -5,9 +5,11 @@ One image 1x28x28 FP32 a request, ten logits an answer, and everybody serves the
 thread of the same onnxruntime. A run gives everybody one turn, in an order that moves on from run to run: the
 server is started, alone on its core; one answer of each door is held against the runtime's; each cell gets a
 second to warm up and three that count. Instar, Instar without telemetry and the runtime alone are measured
-cell by cell in one turn. Ratios are taken within a run. A burst during which other programs had more than
-0.15 cores is made again, at most twice, and the least disturbed one counts; what they still had is told. A
-peer whose turn fails gets one more, then it is struck out; Instar gets none.
+cell by cell in one turn, in three bursts of a second that take turns. The runtime alone is asked for one row
+at a time: a server that runs the rows of several requests at once can be faster than that. Ratios are taken
+within a run. A burst during which other programs had more than 0.15 cores is made again, at most twice, and
+the least disturbed one counts; what they still had is told. A peer whose turn fails gets one more, then it is
+struck out; Instar gets none.
 
 Instar validates every request, keeps telemetry of each and captures inputs up to its default budget, unless
 the column says otherwise. ``uvicorn, tick batching`` is a plain ASGI application that batches what it reads
