@@ -282,6 +282,26 @@ def test_silence_says_nothing(slot, kit):
     silence.gather_gently()
 
 
+def plainly(x: np.ndarray) -> np.ndarray:
+    """Return the summary, one row after the other and in double precision."""
+    axis = -2 if x.ndim == 4 and x.shape[-1] == 3 else -1
+    told = []
+    for row in x.astype(np.float64):
+        steps = np.abs(np.diff(row, axis=axis)) if row.ndim and row.shape[axis] > 1 else np.zeros(1)
+        told.append([row.mean(), row.std(), row.min(), row.max(), steps.mean()])
+    return np.array(told)
+
+
+SHAPES = [(3,), (3, 1), (3, 7), (3, 1, 5), (3, 5, 1), (3, 28, 28), (3, 9, 4, 3), (3, 4, 1, 3), (3, 2, 4, 4)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.float32, np.float64, np.bool_])
+def test_a_summary_is_that_of_each_row(shape, kind):
+    x = np.random.default_rng(4).integers(0, 250, shape).astype(kind)
+    np.testing.assert_allclose(module.summary(x), plainly(x), rtol=1e-5, atol=1e-5)
+
+
 def test_extremes_of_an_input_stay_finite():
     edge = np.array([[3.4e38, -3.4e38, 3.4e38]], np.float32)
     assert np.isfinite(module.summary(edge)).all()
