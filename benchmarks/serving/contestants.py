@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from benchmarks.serving import environments, stage, tree
 from benchmarks.serving.asks import Form
@@ -31,6 +31,7 @@ _READY_S, _KNOCK_S = 120.0, 0.1
 
 
 Bursts = dict[tuple[str, Cell], Burst]
+One = TypeVar("One")
 
 
 class Contestant(Protocol):
@@ -136,14 +137,12 @@ class Ours:
             for cell in [Cell(model, form) for form in self.forms for model in MODELS]:
                 there = [name for name in self.names if name != RAW or cell.form is not Form.GRPC]
                 laps: dict[str, list[Burst]] = {name: [] for name in there}
-                for at in range(number, number + LAPS):
-                    first = at % len(there)
-                    for name in there[first:] + there[:first]:
-                        door, frame_bytes = doors.get((name, cell)), frames.get(cell, 0)
-                        if door is None:
-                            laps[name].append(calmest(lambda cell=cell: raw(lap, cell.model)))
-                        else:
-                            laps[name].append(lap.burst(door, cell, frame_bytes))
+                for name in [name for at in range(LAPS) for name in rotated(there, number + at)]:
+                    if name == RAW:
+                        burst = calmest(lambda cell=cell: raw(lap, cell.model))
+                    else:
+                        burst = lap.burst(doors[name, cell], cell, frames.get(cell, 0))
+                    laps[name].append(burst)
                 found |= {(name, cell): joined(mine) for name, mine in laps.items()}
         return found
 
@@ -168,6 +167,16 @@ class Ours:
             }
         finally:
             served.stop()
+
+
+def rotated(everybody: list[One], number: int) -> list[One]:
+    """Return the order of a run, or of a lap.
+
+    >>> rotated(["a", "b", "c"], 4)
+    ['b', 'c', 'a']
+    """
+    first = number % len(everybody)
+    return everybody[first:] + everybody[:first]
 
 
 def raw(course: Course, model: str) -> Burst:

@@ -28,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.serving import environments, load
-from benchmarks.serving.contestants import PEERS, SILENT, Contestant, Ours, Peer
+from benchmarks.serving.contestants import PEERS, SILENT, Contestant, Ours, Peer, rotated
 from benchmarks.serving.course import Course
 from benchmarks.serving.row import Row
 from benchmarks.serving.verdicts import Book, rows
@@ -76,16 +76,6 @@ def present(book: Book) -> list[Peer]:
         else:
             there.append(peer)
     return there
-
-
-def rotated(contestants: list[Contestant], run: int) -> list[Contestant]:
-    """Return the order of a run.
-
-    >>> rotated(["a", "b", "c"], 4)
-    ['b', 'c', 'a']
-    """
-    first = run % len(contestants)
-    return contestants[first:] + contestants[:first]
 
 
 def take_turn(book: Book, contestant: Contestant, course: Course, run: int) -> None:

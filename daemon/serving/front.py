@@ -45,6 +45,7 @@ from daemon.serving.refusals import (
     NotReady,
     TooLarge,
     Unknown,
+    broke_off,
 )
 from daemon.serving.slot import Slot
 from daemon.serving.table import Table
@@ -198,7 +199,7 @@ class Front:
         except REFUSALS as error:
             respond(*_refusal(error))
         except Exception as error:
-            respond(*_broken(error))
+            respond(*_refusal(broke_off(error)))
             raise
         else:
             respond(200, b"", ())
@@ -237,7 +238,7 @@ class Front:
                 try:
                     response = _refusal(said) if isinstance(said, InstarError) else _answer(asked, said)
                 except Exception as error:
-                    respond(*_broken(error))
+                    respond(*_refusal(broke_off(error)))
                     raise
                 respond(*response)
 
@@ -285,12 +286,6 @@ def _answer(asked: Ask, said: Answer) -> tuple[int, bytes, tuple[Header, ...]]:
     if head is None:
         return 200, body, (JSON,)
     return 200, body, (_BINARY, (b"inference-header-content-length", b"%d" % head))
-
-
-def _broken(error: Exception) -> tuple[int, bytes, tuple[Header, ...]]:
-    """Return what a client is told of an error that nobody foresaw; the log has the rest of it."""
-    text = f"expected to answer, it broke off: {type(error).__name__}; the server's log says where"
-    return 500, error_body(text), (JSON,)
 
 
 def _refusal(error: InstarError) -> tuple[int, bytes, tuple[Header, ...]]:

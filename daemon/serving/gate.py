@@ -72,13 +72,6 @@ class Gate:
         """
         if second != self._second:
             self._second, self._spent = second, 0
-        size, at = len(data), self._left
-        if at >= size and not self._dropping and not self._cut:
-            # In the middle of a frame, as most pieces of a large message are.
-            self._left = at - size
-            if not self._left and not self._block_bytes:
-                self.midway = False
-            return [data]
         admitted: list[bytes] = []
         while data:
             data = self._slowly(data) if self._dropping or self._cut else self._quickly(data, admitted)

@@ -48,3 +48,10 @@ class BundleRefused(PermanentError):  # noqa: N818
 
 class DeploymentRefused(PermanentError):  # noqa: N818
     """A wanted deployment cannot be served; what was served before is served on."""
+
+
+def broke_off(error: Exception) -> ModelFailed:
+    """Return what a client is told of an error that nobody foresaw; the log has the rest of it."""
+    return ModelFailed(
+        f"expected to answer, it broke off: {type(error).__name__}; the server's log says where"
+    )

@@ -31,7 +31,7 @@ from daemon.serving.front import REFUSALS, Front
 from daemon.serving.ids import Ids
 from daemon.serving.messages import answer_of, ask_of, fill, plain, read
 from daemon.serving.metrics import ServeMetrics
-from daemon.serving.refusals import Late, ModelFailed, NotReady, Unknown
+from daemon.serving.refusals import Late, NotReady, Unknown, broke_off
 from daemon.serving.table import Table
 from policies.errors import InstarError
 
@@ -105,7 +105,7 @@ class Rpc:
                 try:
                     response = said if isinstance(said, InstarError) else answer_of(asked, said)
                 except Exception as error:
-                    reply(_broken(error))
+                    reply(broke_off(error))
                     raise
                 reply(response)
 
@@ -184,17 +184,10 @@ class Rpc:
         except REFUSALS as error:
             reply(error)
         except Exception as error:
-            reply(_broken(error))
+            reply(broke_off(error))
             raise
         else:
             reply(b"")
-
-
-def _broken(error: Exception) -> ModelFailed:
-    """Return what a client is told of an error that nobody foresaw; the log has the rest of it."""
-    return ModelFailed(
-        f"expected to answer, it broke off: {type(error).__name__}; the server's log says where"
-    )
 
 
 def _at_once(method: Callable[[Call], bytes]) -> Method:

@@ -168,7 +168,8 @@ class Spool:
         dropped: Called with (kind, rows) for every loss; must be thread-safe.
         write: Puts records into a stream; tests pass one that fails.
 
-    ``gather`` is called before every flush, so that who appends may put work off till then.
+    ``gather`` is called before every flush, so that who appends may put work off till then. ``drop`` is
+    ``dropped``, for rows that never became records.
 
     Raises:
         ValueError: The budget is too small.
@@ -188,7 +189,7 @@ class Spool:
         # One write must fit into a segment, else the budget could not hold.
         self._segment = budget_bytes // 2 // SEGMENTS_A_KIND
         self._piece = min(PIECE_BYTES, self._segment // 2)
-        self._dropped, self._write = dropped, write
+        self.drop, self._write = dropped, write
         self._queue: deque[tuple[Layout, bytes]] = deque()
         self._queued_bytes = 0
         self._held: dict[str, dict[Layout, list[bytes]]] = {kind: {} for kind in KINDS}
@@ -219,11 +220,7 @@ class Spool:
                 self._queue.append((layout, data))
                 self._queued_bytes += len(data)
         if not fits:
-            self._dropped(layout.kind, len(data) // layout.record_bytes)
-
-    def drop(self, kind: str, rows: int) -> None:
-        """Count rows that never became records."""
-        self._dropped(kind, rows)
+            self.drop(layout.kind, len(data) // layout.record_bytes)
 
     def close(self) -> None:
         """Write what is queued, then end the thread."""
@@ -275,7 +272,7 @@ class Spool:
         try:
             self._write(stream, layout, data)
         except OSError as error:
-            self._dropped(layout.kind, len(data) // layout.record_bytes)
+            self.drop(layout.kind, len(data) // layout.record_bytes)
             if layout.kind not in self._refused:
                 log.warning("spool: the disk refuses, %s is dropped and counted: %s", layout.kind, error)
             self._refused.add(layout.kind)
